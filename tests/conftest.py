@@ -1,8 +1,8 @@
 """What every suite shares: what a test needs of the machine, and the rule about skips.
 
 A test says what it needs by a marker: `privileged` (root, and the kernel features named as its arguments),
-`tshark`, `qemu`; or it asks the `require` fixture. What is absent makes it skip with one reason, of two kinds:
-"machine lacks: ..." for what no installation brings (the kernel was built without it, the sandbox forbids it),
+`tshark`, `qemu`; or it asks the `require` fixture. What is absent makes it skip, with one reason of two kinds:
+"machine lacks: ..." for what no installation brings (the kernel was built without it, a sandbox forbids it), and
 "needs ..." for what can be had (root, a Debian package). Under SOFTRNIC_CI=1 a marked test that skips for
 anything but the first kind fails, so that a missing installation step cannot hide behind a skip.
 """

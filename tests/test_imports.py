@@ -1,7 +1,7 @@
 """Import directions: each layer knows only those below it; the engine knows no sockets, clocks or threads.
 
-The layers and what each may import are data here. A module that stands in none of them fails, so that a new file
-is given its place on purpose.
+The layers and what each may import are data here. A module that stands in none of them fails, so that a new
+file is given its place on purpose.
 """
 
 from __future__ import annotations
@@ -166,6 +166,6 @@ def test_the_rules_allow(module: str, target: str) -> None:
 def test_import_softrnic_is_light() -> None:
     """The command line answers --help at once: nothing heavy is loaded before it is used."""
     code = "import sys, softrnic; print(*{m.split('.')[0] for m in sys.modules})"
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).split()
     heavy = {"numba", "llvmlite", "pyroute2", "uvloop", "asyncio", "rich", "prometheus_client", "scapy"}
-    assert heavy.isdisjoint(loaded.stdout.split())
+    assert heavy.isdisjoint(loaded)
