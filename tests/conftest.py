@@ -1,10 +1,10 @@
 """What every suite shares: what a test needs of the machine, and the rule about skips.
 
 A test says what it needs by a marker: `privileged` (root, and the kernel features named as its arguments),
-`tshark`, `qemu`; or it asks the `require` fixture. What is absent makes it skip, with one reason of two kinds:
-"machine lacks: ..." for what no installation brings (the kernel was built without it, a sandbox forbids it), and
-"needs ..." for what can be had (root, a Debian package). Under SOFTRNIC_CI=1 a marked test that skips for
-anything but the first kind fails, so that a missing installation step cannot hide behind a skip.
+`tshark`, `qemu`; or it asks the `require` fixture. What is absent makes it skip. The reason tells two kinds
+apart: "machine lacks: ..." for what no installation brings (a kernel built without it, a sandbox that forbids
+it), and "needs ..." for what can be had (root, a Debian package). Under SOFTRNIC_CI=1 a marked test that
+skips for anything but the first kind fails, so that a missing installation step cannot hide behind a skip.
 """
 
 from __future__ import annotations
