@@ -1,0 +1,1 @@
+"""softrnic: a complete RoCEv2 NIC in user space."""

@@ -1,0 +1,498 @@
+"""Every record the engine keeps, as numpy structured dtypes, and the rings that cross its borders.
+
+The one truth for layouts: kernels index these records, the docs and the eBPF side are generated from them, and a
+test classifies each field for migration. An engine is ONE record, `ENGINE`, with every table inside it: a kernel
+takes one pointer, and an idle table costs address space only, since untouched pages are never committed.
+
+Indices named `*_prod`, `*_head`, `*_cur`, `*_cons` count up for ever and are masked at use. Widths: PSN, QPN and SSN
+24 bits in u4; addresses and lengths i8, so that anything of 2^63 and above from the wire fails a range check as
+negative. No behaviour here.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from typing import NamedTuple
+
+import numpy as np
+
+Field = tuple
+
+
+def _record(fields: list[Field]) -> np.dtype:
+    return np.dtype(fields, align=True)
+
+
+# --- frames: what crosses between engine and port -------------------------------------------------------------
+
+FRAME_HEADROOM = 64  # before each frame, the port's: a virtio-net header goes directly in front of the frame
+FRAME_STRIDE = FRAME_HEADROOM + 65536 + 192  # one slot; a super-frame is at most 65535 + 18 bytes
+
+
+class FrameFlag(IntFlag):
+    """FRAME["flags"]."""
+
+    ID_UNKNOWN = 1  # the port could not see IP id and DF: the ICRC is checked modulo those
+
+
+FRAME = _record(
+    [
+        ("off", "i8"),  # first byte of the Ethernet header in the slab
+        ("len", "i4"),  # bytes from the Ethernet header to the end, without FCS
+        ("seg", "i4"),  # 0: one packet; else UDP payload bytes of every segment but the last
+        ("flags", "u4"),  # FrameFlag
+        ("func", "u4"),  # reserved for steering, 0
+    ]
+)
+
+
+class FrameRing(NamedTuple):
+    """A burst of frames: slot i starts at `slab[i * FRAME_STRIDE]`."""
+
+    frames: np.ndarray
+    slab: np.ndarray
+
+
+def make_ring(slots: int = 16) -> FrameRing:
+    """A ring of `slots` empty frames."""
+    frames = np.zeros(slots, FRAME)
+    frames["off"] = np.arange(slots, dtype=np.int64) * FRAME_STRIDE + FRAME_HEADROOM
+    return FrameRing(frames, np.zeros(slots * FRAME_STRIDE, np.uint8))
+
+
+# --- capacities of one engine ---------------------------------------------------------------------------------
+
+MAX_QP = 16384 + 64  # 16,384 for the user and some for the GSI of each function
+MAX_CQ = 32768
+MAX_SRQ = 4096
+MAX_MR = 1 << 17
+MAX_AH = 16384
+MAX_GID = 256
+MAX_SPACE = 64
+MAX_SLOT = 4096
+SQ_ENTRIES = 1 << 20  # send WQEs of all QPs together
+RQ_ENTRIES = 1 << 20  # receive WQEs of all QPs and SRQs together
+SGE_ENTRIES = 1 << 22
+CQ_ENTRIES = 1 << 20
+RD_ENTRIES = 1 << 19
+EVENT_ENTRIES = 1 << 16
+HASH_QPN = 1 << 16
+HASH_KEY = 1 << 19
+DOORBELL_WORDS = (MAX_QP + 63) // 64
+MAX_SGE = 32
+MAX_RD_ATOMIC = 128
+WHEEL_LEVELS = 6
+WHEEL_SLOTS = 64
+N_COUNTERS = 96
+
+
+# --- address vector: the constant part of every packet to one destination --------------------------------------
+
+AV_HDR_BYTES = 80  # Ethernet 14 + VLAN 4 + IPv6 40 + UDP 8 = 66, rounded up
+
+AV = _record(
+    [
+        ("hdr", "u1", (AV_HDR_BYTES,)),  # Ethernet to UDP, lengths and IPv4 checksum zero
+        ("hdr_len", "i4"),  # offset of the BTH
+        ("l3_off", "i4"),  # offset of the IP header: 14, or 18 with a VLAN tag
+        ("is_v6", "i4"),
+        ("icrc_base", "u4"),  # raw CRC state after the masked headers with zero lengths and id
+        ("ip_csum", "u4"),  # ones'-complement sum of the IPv4 header with zero length and id
+        ("gid_index", "i4"),  # local GID it sends from
+        ("valid", "i4"),
+        ("pdn", "i4"),
+    ]
+)
+
+GID = _record(
+    [
+        ("ip", "u1", (16,)),  # the address as a GID: IPv4 is ::ffff:a.b.c.d
+        ("mac", "u1", (6,)),
+        ("vlan", "i4"),  # -1: untagged
+        ("func", "i4"),
+        ("valid", "i4"),
+    ]
+)
+
+# --- work queues ----------------------------------------------------------------------------------------------
+
+
+class WqeState(IntEnum):
+    """WQE["state"], written by the engine only."""
+
+    POSTED  = 0
+    STARTED = 1  # PSNs assigned; may be sent again
+    DONE    = 2  # a local operation that has run and waits for its turn to complete
+    FAILED  = 3  # a local error found when it was started; completes with `status` when its turn comes
+
+
+WQE = _record(
+    [
+        ("wr_id", "u8"),
+        ("opcode", "u1"),  # WrOpcode
+        ("flags", "u1"),  # SendFlags
+        ("num_sge", "u1"),
+        ("state", "u1"),  # WqeState
+        ("status", "u4"),  # WcStatus of a FAILED one
+        ("length", "i8"),  # payload bytes, summed by the engine; inline bytes as posted
+        ("remote_addr", "i8"),
+        ("rkey", "u4"),
+        ("imm", "u4"),  # immediate data, or the rkey to invalidate
+        ("compare_add", "u8"),
+        ("swap", "u8"),
+        ("ah", "i4"),  # UD: address handle
+        ("dqpn", "u4"),
+        ("qkey", "u4"),
+        ("first_psn", "u4"),  # assigned at start
+        ("last_psn", "u4"),
+        ("ssn", "u4"),
+        # LOCAL_INV, BIND_MW and REG_MR name what they work on by rkey; the new mapping is:
+        ("bind_mr", "i4"),
+        ("access", "u4"),
+    ]
+)
+
+RWQE = _record([("wr_id", "u8"), ("num_sge", "i4"), ("length", "i4")])
+
+SGE = _record([("addr", "i8"), ("length", "u4"), ("lkey", "u4")])
+
+CQE = _record(
+    [
+        ("wr_id", "u8"),
+        ("status", "u4"),  # WcStatus
+        ("opcode", "u4"),  # WcOpcode
+        ("vendor_err", "u4"),
+        ("byte_len", "u4"),
+        ("imm", "u4"),
+        ("qpn", "u4"),
+        ("src_qp", "u4"),
+        ("wc_flags", "u4"),  # WcFlags
+    ]
+)
+
+CQ = _record(
+    [
+        ("prod", "i8"),  # written by the engine
+        ("cons", "i8"),  # written by the poller
+        ("base", "i8"),
+        ("mask", "i8"),
+        ("armed", "u4"),  # 0 no, 1 next completion, 2 next solicited
+        ("state", "u4"),  # 0 free, 1 ready, 2 overrun
+        ("cqn", "u4"),
+        ("func", "u4"),
+    ]
+)
+
+SRQ = _record(
+    [
+        ("prod", "i8"),
+        ("head", "i8"),
+        ("base", "i8"),
+        ("mask", "i8"),
+        ("sge_base", "i8"),
+        ("sge_max", "i4"),
+        ("limit", "i4"),  # 0: not armed
+        ("pdn", "i4"),
+        ("state", "u4"),  # 0 free, 1 ready, 2 error
+        ("srqn", "u4"),
+        ("func", "u4"),
+    ]
+)
+
+# --- responder resources: one per READ or ATOMIC that may have to be answered again ----------------------------
+
+
+class RdState(IntEnum):
+    """RD_RES["state"]."""
+
+    FREE    = 0
+    PENDING = 1  # an answer from `cur_psn` on is due
+    DONE    = 2  # answered; kept for duplicates
+
+
+RD_RES = _record(
+    [
+        ("first_psn", "u4"),
+        ("last_psn", "u4"),
+        ("cur_psn", "u4"),  # next response packet to send
+        ("end_psn", "u4"),  # last response packet of this (re)play
+        ("state", "u1"),
+        ("atomic", "u1"),
+        ("msn", "u4"),
+        ("mr", "i4"),
+        ("key", "u4"),  # rkey it was granted under, checked again on a replay
+        ("va", "i8"),
+        ("length", "i8"),
+        ("orig", "u8"),  # value before the atomic
+    ]
+)
+
+# --- queue pairs ----------------------------------------------------------------------------------------------
+
+QP = _record(
+    [
+        # what every packet needs
+        ("qpn", "u4"),
+        ("dqpn", "u4"),
+        ("type", "u1"),  # QpType; 0: the slot is free
+        ("state", "u1"),  # QpState
+        ("sched", "u1"),  # in the list of QPs with something to send
+        ("fault", "u1"),  # PageWait bits: paused until a page is resolved
+        ("pmtu", "i4"),
+        ("pkey", "u4"),
+        ("qkey", "u4"),
+        ("func", "i4"),
+        ("pdn", "i4"),
+        ("sched_next", "i4"),
+        # requester
+        ("sq_prod", "i8"),  # written by whoever posts
+        ("sq_head", "i8"),  # oldest WQE not yet completed
+        ("sq_cur", "i8"),  # WQE being sent
+        ("sq_hi", "i8"),  # first WQE never started: go-back-N may rewind sq_cur below it
+        ("sq_base", "i8"),
+        ("sq_mask", "i8"),
+        ("sq_sge_base", "i8"),
+        ("sq_sge_max", "i4"),
+        ("sq_sig_all", "u1"),
+        ("retry_cnt", "u1"),
+        ("rnr_retry", "u1"),
+        ("timeout", "u1"),
+        ("req_off", "i8"),  # payload bytes of sq_cur already sent
+        ("req_psn", "u4"),  # next to send
+        ("req_hi_psn", "u4"),  # one past the highest ever sent
+        ("una_psn", "u4"),  # oldest not acknowledged
+        ("ssn", "u4"),  # of the next message started
+        ("limit_ssn", "u4"),  # last message the peer's credits allow
+        ("credits_valid", "u1"),
+        ("retry_left", "u1"),
+        ("rnr_left", "u1"),
+        ("req_wait", "u1"),  # ReqWait
+        ("gap_psn", "u4"),  # una_psn of the last implied or explicit sequence error acted on
+        ("gap_valid", "u1"),
+        ("max_rd_atomic", "u1"),
+        ("rd_out", "i4"),  # READs and atomics sent and not answered
+        ("cwnd", "i4"),  # packets that may be in flight
+        ("cwnd_credit", "i4"),  # acknowledged packets since cwnd last grew
+        ("unacked_req", "i4"),  # packets sent since the last AckReq
+        ("scq", "i4"),
+        # responder
+        ("epsn", "u4"),
+        ("msn", "u4"),
+        ("resp_op", "u1"),  # RespMsg: which message is being received
+        ("nak_sent", "u1"),  # one NAK per gap: cleared by the expected PSN
+        ("ack_state", "u1"),  # AckState: what the next transmit answers
+        ("ack_syndrome", "u1"),
+        ("resp_wqe", "u1"),  # a receive WQE is held in the copy below
+        ("resp_se", "u1"),
+        ("min_rnr_timer", "u1"),
+        ("max_dest_rd_atomic", "u1"),
+        ("ack_psn", "u4"),
+        ("access", "u4"),
+        ("resp_va", "i8"),
+        ("resp_resid", "i8"),  # bytes the current WRITE still expects
+        ("resp_off", "i8"),  # bytes of the current SEND already placed
+        ("resp_mr", "i4"),
+        ("resp_key", "u4"),
+        ("resp_len", "i8"),
+        ("resp_wr_id", "u8"),
+        ("resp_nsge", "i4"),
+        ("resp_sge_base", "i8"),  # copy of the SGEs of the receive WQE in use
+        ("rcq", "i4"),
+        ("srq", "i4"),  # -1: own receive queue
+        ("rq_prod", "i8"),
+        ("rq_head", "i8"),
+        ("rq_base", "i8"),
+        ("rq_mask", "i8"),
+        ("rq_sge_base", "i8"),
+        ("rq_sge_max", "i4"),
+        ("rd_base", "i8"),
+        ("rd_mask", "i8"),
+        ("rd_head", "i8"),  # next PENDING answer to look at
+        ("rd_tail", "i8"),  # next resource to fill
+        # timer
+        ("timer", "u1"),  # TimerKind
+        ("timer_slot", "i4"),  # -1: not in the wheel
+        ("timer_next", "i4"),
+        ("timer_prev", "i4"),
+        ("deadline", "i8"),  # ns, true deadline; the wheel may look earlier
+        ("wheel_at", "i8"),  # ns, when the wheel looks
+        # rare
+        ("max_inline", "i4"),
+        ("rnr_fault_timer", "u1"),
+        ("sqd_notified", "u1"),
+        ("comm_est", "u1"),
+        ("last_wqe", "u1"),
+        ("port", "u1"),
+        ("gid_index", "i4"),
+        ("src_ip", "u1", (16,)),  # peer's and own address as GIDs, checked on every packet of RC and UC
+        ("dst_ip", "u1", (16,)),
+    ]
+)
+
+
+class ReqWait(IntEnum):
+    """QP["req_wait"]: why the requester does not go on by itself."""
+
+    NONE  = 0
+    RNR   = 1  # the RNR timer runs
+    FENCE = 2  # waits for READs and atomics before it
+    LOCAL = 3  # sq_cur has FAILED and waits to become the oldest
+
+
+class RespMsg(IntEnum):
+    """QP["resp_op"]."""
+
+    NONE  = 0
+    SEND  = 1
+    WRITE = 2
+    SKIP  = 3  # UC: the rest of a damaged message is ignored
+
+
+class AckState(IntEnum):
+    """QP["ack_state"]."""
+
+    NONE = 0
+    ACK  = 1  # acknowledge everything before epsn
+    NAK  = 2  # send ack_syndrome with ack_psn (also RNR NAK)
+
+
+class TimerKind(IntEnum):
+    """QP["timer"]."""
+
+    NONE = 0
+    ACK  = 1
+    RNR  = 2
+
+
+class PageWait(IntFlag):
+    """QP["fault"]."""
+
+    REQUESTER = 1
+    RESPONDER = 2
+
+
+# --- memory ---------------------------------------------------------------------------------------------------
+
+
+class MrKind(IntEnum):
+    """MR["kind"]."""
+
+    FREE = 0
+    MR   = 1
+    MW1  = 2
+    MW2  = 3
+
+
+MR = _record(
+    [
+        ("key", "u4"),  # lkey and rkey are the same number
+        ("kind", "u1"),
+        ("valid", "u1"),  # 0: invalidated, or a window not bound
+        ("odp", "u1"),
+        ("access", "u4"),
+        ("pdn", "i4"),
+        ("iova", "i8"),
+        ("length", "i8"),
+        ("addr", "i8"),  # nranges == 1: address-space coordinate of iova
+        ("ranges", "i8"),  # else: address of nranges records {i8 offset, i8 addr}, sorted, owned by the Mr object
+        ("nranges", "i8"),
+        ("space", "i4"),
+        ("parent", "i4"),  # of a window: the MR behind it
+        ("windows", "i4"),  # bound to this MR
+        ("qp", "i4"),  # MW2: the QP it is bound to
+        ("func", "i4"),
+    ]
+)
+
+
+class SpaceKind(IntEnum):
+    """SPACE["kind"]."""
+
+    FREE     = 0
+    IDENTITY = 1  # this process: host address = address
+    SLOTS    = 2  # slots, with throw-away pages in the holes
+
+
+SPACE = _record(
+    [
+        ("kind", "u1"),
+        ("tracking", "u1"),  # record the pages the device writes
+        ("paged", "u1"),  # has a presence bitmap
+        ("page_shift", "i4"),
+        ("first", "i8"),  # address of bit 0 of the bitmaps
+        ("npages", "i8"),
+        ("present", "i8"),  # bitmap address: pages the device may touch
+        ("dirty", "i8"),  # bitmap address: pages the device has written
+        ("hole_read", "i8"),  # a page of zeros, and one for writes to vanish in
+        ("hole_write", "i8"),
+        ("slot_first", "i4"),
+        ("nslots", "i4"),
+        ("fault_addr", "i8"),  # last page fault raised
+    ]
+)
+
+SLOT = _record([("addr", "i8"), ("length", "i8"), ("host", "i8")])
+
+EVENT = _record([("type", "i4"), ("index", "i4"), ("arg", "i8")])
+
+HASH = _record([("key", "i8"), ("value", "i4")])  # key 0: empty
+
+# --- the engine -----------------------------------------------------------------------------------------------
+
+ENGINE = _record(
+    [
+        ("base", "i8"),  # own address
+        ("now", "i8"),
+        ("sched_head", "i4"),
+        ("sched_tail", "i4"),
+        ("max_frame", "i4"),  # bytes of a super-frame the port takes; 0: none
+        ("max_segs", "i4"),
+        ("tx_slot", "i4"),  # frame being built, -1: none
+        ("tx_seg", "i4"),
+        ("tx_nseg", "i4"),
+        ("tx_av", "i4"),
+        ("tx_n", "i4"),  # frames of this burst already closed
+        ("tx_end", "i8"),  # where its next segment goes
+        ("event_prod", "i8"),
+        ("event_cons", "i8"),
+        ("ngid", "i4"),
+        ("ntimers", "i4"),
+        ("wheel_now", "i8"),  # ticks handled so far
+        ("wheel_bits", "u8", (WHEEL_LEVELS,)),
+        ("wheel", "i4", (WHEEL_LEVELS * WHEEL_SLOTS,)),
+        ("counters", "i8", (N_COUNTERS,)),
+        ("doorbells", "u8", (DOORBELL_WORDS,)),
+        ("doorbell_any", "u8", ((DOORBELL_WORDS + 63) // 64,)),
+        ("gids", GID, (MAX_GID,)),
+        ("qps", QP, (MAX_QP,)),
+        ("avs", AV, (MAX_QP + MAX_AH,)),
+        ("cqs", CQ, (MAX_CQ,)),
+        ("srqs", SRQ, (MAX_SRQ,)),
+        ("mrs", MR, (MAX_MR,)),
+        ("spaces", SPACE, (MAX_SPACE,)),
+        ("slots", SLOT, (MAX_SLOT,)),
+        ("wqes", WQE, (SQ_ENTRIES,)),
+        ("rwqes", RWQE, (RQ_ENTRIES,)),
+        ("sges", SGE, (SGE_ENTRIES,)),
+        ("cqes", CQE, (CQ_ENTRIES,)),
+        ("rd_res", RD_RES, (RD_ENTRIES,)),
+        ("events", EVENT, (EVENT_ENTRIES,)),
+        ("qpn_hash", HASH, (HASH_QPN,)),
+        ("key_hash", HASH, (HASH_KEY,)),
+    ]
+)
+
+
+def make_engine() -> np.ndarray:
+    """An empty engine: an array of one ENGINE record, its free links set to -1."""
+    engs = np.zeros(1, ENGINE)
+    eng = engs[0]
+    eng["base"] = engs.ctypes.data
+    eng["sched_head"] = eng["sched_tail"] = -1
+    eng["tx_slot"] = -1
+    eng["wheel"][:] = -1
+    return engs
+
+
+OFF_DOORBELLS = ENGINE.fields["doorbells"][1]
+OFF_DOORBELL_ANY = ENGINE.fields["doorbell_any"][1]

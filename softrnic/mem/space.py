@@ -1,0 +1,147 @@
+"""From a memory region's offset to host memory: ranges, then the address space with its slots, holes and pages.
+
+Decides where bytes live and whether they may be touched now; never touches them. A run is the longest stretch from
+the given offset that is contiguous in host memory.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from softrnic.counters import C
+from softrnic.jit import atomic_or64, inline, ld64
+from softrnic.layout import MrKind, SpaceKind
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+PAGE_MASK = PAGE_SIZE - 1
+
+MEM_OK = 0
+MEM_FAULT = 1  # a page is not present: a page-fault event has been noted in the space
+MEM_DENIED = 2
+
+
+class Run(NamedTuple):
+    """Host address, length, and MEM_OK or MEM_FAULT."""
+
+    host: int
+    length: int
+    status: int
+
+
+@inline
+def _range_at(mr, offset):
+    """Index of the range that holds `offset`: the last one that starts at or before it."""
+    ranges = int(mr["ranges"])
+    lo, hi = 0, int(mr["nranges"]) - 1
+    while lo < hi:
+        mid = (lo + hi + 1) >> 1
+        if ld64(ranges + 16 * mid) <= offset:
+            lo = mid
+        else:
+            hi = mid - 1
+    return lo
+
+
+@inline
+def _slot_at(eng, space, addr):
+    """Index relative to slot_first of the last slot that starts at or before `addr`, or -1."""
+    first = int(space["slot_first"])
+    lo, hi = -1, int(space["nslots"]) - 1
+    while lo < hi:
+        mid = (lo + hi + 1) >> 1
+        if int(eng["slots"][first + mid]["addr"]) <= addr:
+            lo = mid
+        else:
+            hi = mid - 1
+    return lo
+
+
+@inline
+def _hole(eng, space, addr, n, write):
+    """A throw-away page: reads give zeros, writes vanish, both are counted."""
+    at = addr & PAGE_MASK
+    length = min(n, PAGE_SIZE - at)
+    if write:
+        eng["counters"][C.HOLE_WRITES] += 1
+        return Run(int(space["hole_write"]) + at, length, MEM_OK)
+    eng["counters"][C.HOLE_READS] += 1
+    return Run(int(space["hole_read"]) + at, length, MEM_OK)
+
+
+@inline
+def _slot_run(eng, space, addr, n, write):
+    i = _slot_at(eng, space, addr)
+    first = int(space["slot_first"])
+    if i >= 0:
+        slot = eng["slots"][first + i]
+        inside = addr - int(slot["addr"])
+        if inside < int(slot["length"]):
+            return Run(int(slot["host"]) + inside, min(n, int(slot["length"]) - inside), MEM_OK)
+    if i + 1 < int(space["nslots"]):
+        n = min(n, int(eng["slots"][first + i + 1]["addr"]) - addr)
+    return _hole(eng, space, addr, n, write)
+
+
+@inline
+def _present_bytes(space, addr, n):
+    """How many bytes from `addr` lie in pages the device may touch."""
+    shift = int(space["page_shift"])
+    bitmap = int(space["present"])
+    page = (addr - int(space["first"])) >> shift
+    last = (addr + n - 1 - int(space["first"])) >> shift
+    if page < 0 or last >= int(space["npages"]):
+        return 0
+    p = page
+    while p <= last and (ld64(bitmap + ((p >> 6) << 3)) >> (p & 63)) & 1:
+        p += 1
+    if p > last:
+        return n
+    return max(0, (p << shift) + int(space["first"]) - addr)
+
+
+@inline
+def mark_dirty(space, addr, n):
+    """Record that the device writes [addr, addr + n)."""
+    shift = int(space["page_shift"])
+    bitmap = int(space["dirty"])
+    page = (addr - int(space["first"])) >> shift
+    last = (addr + n - 1 - int(space["first"])) >> shift
+    while page <= last:
+        word = bitmap + ((page >> 6) << 3)
+        bit = 1 << (page & 63)
+        if ld64(word) & bit == 0:
+            atomic_or64(word, bit)
+        page += 1
+
+
+@inline
+def resolve(eng, mr_index, offset, n, write):
+    """The run of at most `n` bytes at `offset` of a region that has already been checked for access."""
+    mr = eng["mrs"][mr_index]
+    if mr["kind"] != MrKind.MR:
+        parent = eng["mrs"][int(mr["parent"])]
+        offset += int(mr["iova"]) - int(parent["iova"])
+        mr = parent
+    if int(mr["nranges"]) == 1:
+        addr = int(mr["addr"]) + offset
+    else:
+        i = _range_at(mr, offset)
+        entry = int(mr["ranges"]) + 16 * i
+        addr = ld64(entry + 8) + offset - ld64(entry)
+        if i + 1 < int(mr["nranges"]):
+            n = min(n, ld64(entry + 16) - offset)
+    space = eng["spaces"][int(mr["space"])]
+    if space["paged"] and mr["odp"]:
+        have = _present_bytes(space, addr, n)
+        if have == 0:
+            space["fault_addr"] = addr
+            return Run(0, 0, MEM_FAULT)
+        n = min(n, have)
+    if space["kind"] == SpaceKind.IDENTITY:
+        run = Run(addr, n, MEM_OK)
+    else:
+        run = _slot_run(eng, space, addr, n, write)
+    if write and space["tracking"]:
+        mark_dirty(space, addr, run.length)
+    return run
