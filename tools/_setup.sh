@@ -8,6 +8,7 @@ VENV=$ROOT/.venv
 
 # Debian packages by name, and nowhere else.
 APT_PYTHON=(python3 python3-venv)
+# shellcheck disable=SC2034  # read by the scripts that source this
 APT_TESTS=(iproute2 tshark)
 
 export MYPY_CACHE_DIR=$CACHE/mypy RUFF_CACHE_DIR=$CACHE/ruff HYPOTHESIS_STORAGE_DIRECTORY=$CACHE/hypothesis
