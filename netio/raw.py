@@ -1,0 +1,113 @@
+"""A port on any Ethernet device: an AF_PACKET socket with virtio-net headers, so super-frames cross whole.
+Needs root.
+
+Decides the socket's options. The frames are moved by netio/fdio.py. Opens in the calling thread's namespace:
+`with netns.entered(ns): port = raw.open_raw("eth0")`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+
+from netio import netdev
+from netio.bare import BarePort, new_eventfd
+from netio.bpf import SO_ATTACH_FILTER, SockFprog, nothing_filter, roce_filter
+from netio.port import SUPER_FRAMES, Kind, PortFlag, make_tables
+from softrnic.errors import IoError
+from softrnic.spec import ROCE_UDP_PORT
+
+# linux/if_packet.h, linux/if_ether.h, asm-generic/socket.h, linux/udp.h
+_SOL_PACKET, _SOL_UDP = 263, 17
+_PACKET_ADD_MEMBERSHIP, _PACKET_VNET_HDR, _PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING = 1, 15, 20, 23
+_PACKET_MR_MULTICAST, _PACKET_MR_PROMISC, _PACKET_MR_UNICAST = 0, 1, 3
+_ETH_P_ALL = 3
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_UDP_GRO = 104
+BUFFER_BYTES = 8 << 20
+
+
+class RawPort(BarePort):
+    """A port on a network device. `guard` sockets keep the host's own stack from answering what is ours."""
+
+    def __init__(
+        self, ifname: str, sock: socket.socket, guard: list[socket.socket], mac: bytes, mtu: int
+    ) -> None:
+        tables = make_tables(Kind.FD, fd=sock.fileno(), wake_fd=new_eventfd(), mtu=mtu)
+        tables.port["flags"] = PortFlag.OFFLOAD | PortFlag.PACKET
+        super().__init__(ifname, tables=tables, caps=SUPER_FRAMES, mac=mac)
+        self._sock = sock
+        self._guard = guard
+        self._ifindex = netdev.index(ifname)
+
+    def join(self, mac: bytes) -> None:
+        """Have the device receive frames to another address: a multicast group, or a second unicast
+        address.
+        """
+        kind = _PACKET_MR_MULTICAST if mac[0] & 1 else _PACKET_MR_UNICAST
+        request = struct.pack("=iHH8s", self._ifindex, kind, len(mac), mac)
+        self._sock.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, request)
+
+    def _release(self) -> None:
+        for sock in self._guard:
+            sock.close()
+        self._sock.detach()
+        super()._release()
+
+
+def open_raw(ifname: str, *, promisc: bool = False, guard: bool = True) -> RawPort:
+    """A port on `ifname`. With `guard`, sockets that own UDP port 4791 spare the peer the host's ICMP
+    answers.
+    """
+    mac, mtu = netdev.mac(ifname), netdev.mtu(ifname)
+    with contextlib.ExitStack() as undo:
+        try:
+            sock = undo.enter_context(_packet_socket(ifname, promisc=promisc))
+            guards = [undo.enter_context(s) for s in _guard_sockets()] if guard else []
+        except OSError as error:
+            raise IoError(error.errno or 0, f"packet socket on {ifname}") from error
+        port = RawPort(ifname, sock, guards, mac, mtu)
+        undo.pop_all()
+    return port
+
+
+def _packet_socket(ifname: str, *, promisc: bool) -> socket.socket:
+    """Bound only when all is set, so that no unfiltered frame is ever queued."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
+    try:
+        program = SockFprog(roce_filter())
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program.packed)
+        sock.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+        sock.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
+        sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, BUFFER_BYTES)
+        sock.bind((ifname, _ETH_P_ALL))
+        if promisc:
+            request = struct.pack("=iHH8s", netdev.index(ifname), _PACKET_MR_PROMISC, 0, b"")
+            sock.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, request)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _guard_sockets() -> list[socket.socket]:
+    """A socket on UDP 4791 that drops all at its filter: no port unreachable, and no queue.
+
+    UDP_GRO spares the host the cutting up of super-frames it is about to drop. Where another holds the port
+    (a second raw port does not), that one answers.
+    """
+    guards = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            guards.append(sock)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, SockFprog(nothing_filter()).packed)
+            sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind(("", ROCE_UDP_PORT))
+    return guards
