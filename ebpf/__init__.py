@@ -1,0 +1,1 @@
+"""Steering of RoCEv2 packets by an eBPF program, built, loaded and attached without a compiler."""

@@ -1,0 +1,107 @@
+"""Keep the host stack from answering RoCEv2 packets with ICMP port unreachable.
+
+A raw port reads its packets from an AF_PACKET socket; the host's IP stack gets them too, finds nobody at UDP
+4791 and says so to the sender, whose connections that can end. `shield` decides how to prevent it: by the
+steering program at the tc hook where BPF is allowed, else by UDP sockets that take all and read nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import socket
+import struct
+from typing import Protocol, Self
+
+from ebpf.rules import Rule
+from ebpf.steering import Mode, Steering
+from softrnic.errors import IoError
+from softrnic.spec import ROCE_UDP_PORT
+
+_log = logging.getLogger(__name__)
+
+_SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h
+_DROP_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)  # struct sock_filter: BPF_RET | BPF_K, 0 bytes
+
+
+class Shield(Protocol):
+    """In place until `close()`, or to the end of a `with` block."""
+
+    how: str
+    """By what means, for people."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def shield(ifname: str) -> Shield:
+    """Shield `ifname` as well as this process may. Both ways leave nothing behind when the process dies."""
+    try:
+        best: Shield = Steering(ifname, Mode.TC, default=Rule.keep())
+    except IoError as error:
+        if error.errno == errno.ENODEV:
+            raise
+        best = HostShield(reason=str(error).splitlines()[0])
+    _log.info("RoCEv2 is kept from the host stack by %s", best.how)
+    return best
+
+
+class HostShield:
+    """UDP sockets on port 4791 of all addresses of the network namespace. They need no privilege.
+
+    A filter drops what they receive before it is queued. Shields of one user's processes share the port.
+    """
+
+    def __init__(self, *, reason: str = "") -> None:
+        self.how = f"a UDP socket ({reason})" if reason else "a UDP socket"
+        self._sockets: list[socket.socket] = []
+        try:
+            for family in _families():
+                self._sockets.append(_mute_socket(family))
+        except OSError as error:
+            self.close()
+            raise IoError(error.errno or errno.EIO, f"UDP port {ROCE_UDP_PORT}, to shield it") from error
+
+    def close(self) -> None:
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _families() -> list[socket.AddressFamily]:
+    families = [socket.AF_INET]
+    if socket.has_dualstack_ipv6():
+        families.append(socket.AF_INET6)
+    return families
+
+
+def _mute_socket(family: socket.AddressFamily) -> socket.socket:
+    """A UDP socket that has the RoCEv2 port and receives nothing."""
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        _drop_all(sock)
+        sock.bind(("", ROCE_UDP_PORT))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _drop_all(sock: socket.socket) -> None:
+    """Attach a classic BPF filter, which any user may."""
+    code = ctypes.create_string_buffer(_DROP_ALL, len(_DROP_ALL))
+    program = struct.pack("@HP", 1, ctypes.addressof(code))  # struct sock_fprog
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
