@@ -1,4 +1,4 @@
-"""Classic BPF filters: what a socket or tap hands to us at all. Data and an assembler of a few lines, no I/O.
+"""Classic BPF filters: what a socket or tap hands to us at all. An assembler of a few lines and two programs.
 
 A filter runs before the frame is queued, so traffic that is not ours costs neither buffer space nor a
 system call.
@@ -7,8 +7,10 @@ system call.
 from __future__ import annotations
 
 import ctypes
+import functools
+import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from netio.header import ETH_ARP, ETH_IPV4, ETH_IPV6, PROTO_ICMPV6, PROTO_UDP
 from softrnic.spec import ROCE_UDP_PORT
@@ -19,7 +21,7 @@ _JEQ, _JSET, _RET = 0x15, 0x45, 0x06
 _AD_VLAN_TAG_PRESENT = 0xFFFFF000 + 48  # linux/filter.h: SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT
 _WHOLE = 0xFFFFFFFF
 
-SO_ATTACH_FILTER = 26
+_SO_ATTACH_FILTER = 26
 
 Instruction = tuple[int, int, str, str]  # code, k, label if true, label if false; "" is the next instruction
 
@@ -79,9 +81,12 @@ def nothing_filter() -> bytes:
     return _assemble([(_RET, 0, "", "")])
 
 
-class SockFprog:
-    """struct sock_fprog, whose pointer is good for as long as this object lives."""
+def attach(program: bytes, call: Callable[[bytes], object]) -> None:
+    """Have `call` hand a struct sock_fprog to the kernel; its pointer is good for that call only."""
+    memory = ctypes.create_string_buffer(program, len(program))
+    call(struct.pack("@HP", len(program) // 8, ctypes.addressof(memory)))
 
-    def __init__(self, program: bytes) -> None:
-        self._program = ctypes.create_string_buffer(program, len(program))
-        self.packed = struct.pack("@HP", len(program) // 8, ctypes.addressof(self._program))
+
+def attach_socket(sock: socket.socket, program: bytes) -> None:
+    """SO_ATTACH_FILTER."""
+    attach(program, functools.partial(sock.setsockopt, socket.SOL_SOCKET, _SO_ATTACH_FILTER))

@@ -117,7 +117,7 @@ def memory_send(pt: PortTables, tx: FrameRing, n: int) -> int:
 
 @inline
 def _wake_peer(pt: PortTables) -> None:
-    """Signal the consumer if it sleeps. The exchange orders head before flag; memory_arm() does the reverse."""
+    """Signal the consumer if it sleeps. The exchange orders head before flag; see memory_arm()."""
     port = pt.port[0]
     armed = int(port["tx_base"]) + ARMED
     if int(atomic_xchg64(armed, 0)):

@@ -13,7 +13,7 @@ import struct
 
 from netio import netdev
 from netio.bare import BarePort, new_eventfd
-from netio.bpf import SO_ATTACH_FILTER, SockFprog, nothing_filter, roce_filter
+from netio.bpf import attach_socket, nothing_filter, roce_filter
 from netio.port import SUPER_FRAMES, Kind, PortFlag, make_tables
 from softrnic.errors import IoError
 from softrnic.spec import ROCE_UDP_PORT
@@ -76,8 +76,7 @@ def _packet_socket(ifname: str, *, promisc: bool) -> socket.socket:
     """Bound only when all is set, so that no unfiltered frame is ever queued."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
     try:
-        program = SockFprog(roce_filter())
-        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program.packed)
+        attach_socket(sock, roce_filter())
         sock.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
         sock.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
         sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
@@ -106,7 +105,7 @@ def _guard_sockets() -> list[socket.socket]:
             guards.append(sock)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, SockFprog(nothing_filter()).packed)
+            attach_socket(sock, nothing_filter())
             sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind(("", ROCE_UDP_PORT))

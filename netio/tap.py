@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import struct
 
 from netio import netdev
 from netio.bare import BarePort, new_eventfd
-from netio.bpf import SockFprog, roce_filter
+from netio.bpf import attach, roce_filter
 from netio.port import SINGLE_FRAMES, SUPER_FRAMES, Kind, PortFlag, make_tables
 from softrnic.errors import IoError
 
@@ -49,7 +50,7 @@ def open_tap(
         request = struct.pack("16sH22x", ifname.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
         name = bytes(fcntl.ioctl(fd, _TUNSETIFF, request))[:16].rstrip(b"\0").decode()
         offload = offload and _enable_offload(fd)
-        fcntl.ioctl(fd, _TUNATTACHFILTER, SockFprog(roce_filter(neighbours=True)).packed)
+        attach(roce_filter(neighbours=True), functools.partial(fcntl.ioctl, fd, _TUNATTACHFILTER))
         netdev.set_mtu(name, mtu)
         netdev.set_up(name)
         return TapPort(name, fd, mac=mac or local_mac(name), mtu=mtu, offload=offload)

@@ -1,0 +1,187 @@
+"""Raw rates of port pairs: frames without a protocol, two compiled threads, a window instead of an engine.
+
+    tools/bench_ports.py [memory|raw|tap|udp ...] [--seconds 0.5] [--runs 3]
+
+Prints the median over the runs of received frames and payload. raw and tap need root; they use namespaces of
+their own. Every run is bounded: a lost frame reopens the window after a millisecond.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from netio import memory, netns, raw, tap
+from netio.bare import BarePort
+from netio.kernels import port_recv, port_send, port_tx_room
+from netio.port import PortTables
+from softrnic.jit import addr_of, kernel, ld_acq64, pause, st_rel64
+from softrnic.layout import FrameRing, make_ring
+
+BURST = 4
+RECEIVED, STOP = 0, 8  # int64 cells at 64-byte distance
+SHAPES = ((4112, 15), (4112, 1), (1040, 60), (80, 120), (80, 1))  # UDP payload, packets per frame
+Pair = tuple[BarePort, BarePort]
+
+
+@kernel
+def flood(pt: PortTables, tx: FrameRing, n: int, window: int, cells: np.ndarray) -> int:
+    """Send bursts of n frames, at most `window` frames ahead of the receiver."""
+    received, stop = addr_of(cells), addr_of(cells) + 64
+    sent = 0
+    stuck = 0
+    while ld_acq64(stop) == 0:
+        if sent + n - ld_acq64(received) > window or port_tx_room(pt) < n:
+            pause()
+            stuck += 1
+            if stuck > 200_000:  # frames were lost
+                sent = ld_acq64(received)
+                stuck = 0
+            continue
+        stuck = 0
+        port_send(pt, tx, n)
+        sent += n
+    return sent
+
+
+@kernel
+def drain(pt: PortTables, rx: FrameRing, cells: np.ndarray) -> int:
+    """Receive until told to stop."""
+    received, stop = addr_of(cells), addr_of(cells) + 64
+    total = 0
+    while ld_acq64(stop) == 0:
+        n = port_recv(pt, rx)
+        if n == 0:
+            pause()
+            continue
+        total += n
+        st_rel64(received, total)
+    return total
+
+
+def udp_frame(payload: int, seg: int, *, source: BarePort, sink: BarePort, src: bytes, dst: bytes) -> bytes:
+    """An IPv4 frame to port 4791."""
+    ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28 + payload, 0, 0x4000, 64, 17, 0, src, dst)
+    total = sum(struct.unpack("!10H", ip))
+    total = (total & 0xFFFF) + (total >> 16)
+    ip = ip[:10] + struct.pack("!H", (total & 0xFFFF) + (total >> 16) ^ 0xFFFF) + ip[12:]
+    udp = struct.pack("!HHHH", source.fixed_sport or 50000, 4791, 8 + payload, 0)
+    return sink.mac + source.mac + b"\x08\x00" + ip + udp + bytes(payload)
+
+
+def fill(tx: FrameRing, frame: bytes, seg: int) -> None:
+    for slot in tx.frames[:BURST]:
+        off = int(slot["off"])
+        tx.slab[off : off + len(frame)] = np.frombuffer(frame, np.uint8)
+        slot["len"], slot["seg"] = len(frame), seg
+
+
+def measure(pair: Pair, frame: bytes, seg: int, seconds: float, window: int) -> float:
+    """Frames per second that arrived."""
+    source, sink = pair
+    cells = np.zeros(16, np.int64)
+    tx, rx = make_ring(BURST), make_ring(16)
+    fill(tx, frame, seg)
+    threads = [
+        threading.Thread(target=drain, args=(sink.tables, rx, cells)),
+        threading.Thread(target=flood, args=(source.tables, tx, BURST, window, cells)),
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    begin, start = int(cells[RECEIVED]), time.perf_counter()
+    time.sleep(seconds)
+    end, stop = int(cells[RECEIVED]), time.perf_counter()
+    cells[STOP] = 1
+    for thread in threads:
+        thread.join()
+    return (end - begin) / (stop - start)
+
+
+def compile_for(pair: Pair) -> None:
+    """Compile both kernels before any clock runs."""
+    cells = np.zeros(16, np.int64)
+    cells[STOP] = 1
+    flood(pair[0].tables, make_ring(BURST), BURST, 0, cells)
+    drain(pair[1].tables, make_ring(BURST), cells)
+
+
+@contextlib.contextmanager
+def memory_pair() -> Iterator[Pair]:
+    a, b = memory.pair()
+    with a, b:
+        yield a, b
+
+
+@contextlib.contextmanager
+def raw_pair() -> Iterator[Pair]:
+    """AF_PACKET over veth, each end in its own namespace."""
+    with netns.namespace() as here, netns.namespace() as there:
+        netns.veth(here, "eth0", there, "eth0")
+        with here.entered():
+            a = raw.open_raw("eth0")
+        with there.entered():
+            b = raw.open_raw("eth0")
+        with a, b:
+            yield a, b
+
+
+@contextlib.contextmanager
+def tap_pair() -> Iterator[Pair]:
+    """Two taps on one bridge."""
+    with netns.namespace() as ns:
+        with ns.entered():
+            a, b = tap.open_tap("tap0"), tap.open_tap("tap1")
+        with a, b:
+            netns.bridge(ns, "br0", ["tap0", "tap1"])
+            yield a, b
+
+
+PAIRS: dict[str, Callable[[], contextlib.AbstractContextManager[Pair]]] = {
+    "memory": memory_pair,
+    "raw": raw_pair,
+    "tap": tap_pair,
+}
+ADDRESSES = {"udp": (b"\x7f\0\0\1", b"\x7f\0\0\2")}
+
+
+def report(kind: str, seconds: float, runs: int) -> None:
+    src, dst = ADDRESSES.get(kind, (b"\x0a\0\0\1", b"\x0a\0\0\2"))
+    with PAIRS[kind]() as pair:
+        compile_for(pair)
+        for payload, count in SHAPES:
+            if count > 1 and count > pair[0].caps.max_segments:
+                continue
+            seg = payload if count > 1 else 0
+            frame = udp_frame(payload * count, seg, source=pair[0], sink=pair[1], src=src, dst=dst)
+            window = max(BURST, (1 << 19) // len(frame))
+            rates = [measure(pair, frame, seg, seconds, min(window, 512)) for _ in range(runs)]
+            rate = statistics.median(rates)
+            gbits = rate * payload * count * 8 / 1e9
+            packets = rate * count
+            print(f"{kind:8} {payload:5} x {count:3}  {rate:10.0f} frames/s  {packets:11.0f} packets/s  {gbits:6.1f} Gb/s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kinds", nargs="*", default=list(PAIRS), metavar="kind", help=" ".join(PAIRS))
+    parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument("--runs", type=int, default=3)
+    args = parser.parse_args()
+    for kind in args.kinds:
+        report(kind, args.seconds, args.runs)
+
+
+if __name__ == "__main__":
+    main()
