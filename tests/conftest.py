@@ -15,8 +15,8 @@ import os
 import platform
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Generator
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -36,7 +36,6 @@ _SYSCALLS = {
     "x86_64": {"bpf": 321, "userfaultfd": 323},
     "aarch64": {"bpf": 280, "userfaultfd": 282},
 }
-_CLONE_NEWNET = 0x40000000
 _AF_XDP = 44
 _BPF_MAP_CREATE, _BPF_MAP_TYPE_ARRAY = 0, 2
 
@@ -58,14 +57,8 @@ def _root() -> str | None:
 
 
 def _netns() -> str | None:
-    """Tried in a child, which alone changes its namespace."""
-    if shutil.which("ip") is None:
-        return "needs ip (Debian package iproute2)"
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if _libc.unshare(_CLONE_NEWNET) == 0 else ctypes.get_errno())
-    error = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return f"machine lacks: network namespaces ({os.strerror(error)})" if error else None
+    tried = subprocess.run(["unshare", "--net", "true"], stderr=subprocess.PIPE, text=True, check=False)
+    return f"machine lacks: network namespaces ({tried.stderr.strip()})" if tried.returncode else None
 
 
 def _tun() -> str | None:
@@ -97,15 +90,10 @@ def _tshark() -> str | None:
     return None if shutil.which("tshark") else "needs tshark (Debian package tshark)"
 
 
-def qemu_tree() -> Path:
-    """Where a QEMU tree (a Debian root with QEMU and a guest kernel) is looked for; see docs/testing.md."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("SOFTRNIC_QEMU_TREE") or cache / "softrnic" / "qemu")
-
-
 def _qemu() -> str | None:
-    tree = qemu_tree()
-    return None if (tree / "usr/bin/qemu-system-x86_64").exists() else f"needs a QEMU tree at {tree}"
+    from tools.vmlib import why_unavailable
+
+    return why_unavailable()
 
 
 _PROBES: dict[str, tuple[Callable[[], str | None], ...]] = {
