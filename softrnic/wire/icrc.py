@@ -20,7 +20,8 @@ import zlib
 import numpy as np
 
 from softrnic.jit import frozen, inline, ld8, ld32, ld64, st32
-from softrnic.wire.crc32 import CRC_INIT, POLY, TABLE, crc32_addr, crc32_copy, crc32_update, crc32_words
+from softrnic.wire.crc32 import CRC_INIT, crc32_addr, crc32_copy, crc32_update
+from softrnic.wire.crc_table import POLY, TABLE, crc32_words
 from softrnic.wire.fields import field_addr
 
 __all__ = [
