@@ -78,11 +78,12 @@ RD_ENTRIES = 1 << 19
 EVENT_ENTRIES = 1 << 16
 HASH_QPN = 1 << 16
 HASH_KEY = 1 << 19
-DOORBELL_WORDS = (MAX_QP + 63) // 64
+DOORBELL_BITS = 32  # per 64-bit word, so that no value is ever negative
+DOORBELL_WORDS = (MAX_QP + DOORBELL_BITS - 1) // DOORBELL_BITS
 MAX_SGE = 32
 MAX_RD_ATOMIC = 128
-WHEEL_LEVELS = 6
-WHEEL_SLOTS = 64
+WHEEL_LEVELS = 7
+WHEEL_SLOTS = 32
 N_COUNTERS = 96
 
 
@@ -138,8 +139,8 @@ WQE = _record(
         ("remote_addr", "i8"),
         ("rkey", "u4"),
         ("imm", "u4"),  # immediate data, or the rkey to invalidate
-        ("compare_add", "u8"),
-        ("swap", "u8"),
+        ("compare_add", "i8"),
+        ("swap", "i8"),
         ("ah", "i4"),  # UD: address handle
         ("dqpn", "u4"),
         ("qkey", "u4"),
@@ -214,6 +215,7 @@ RD_RES = _record(
     [
         ("first_psn", "u4"),
         ("last_psn", "u4"),
+        ("start_psn", "u4"),  # first response packet of this (re)play
         ("cur_psn", "u4"),  # next response packet to send
         ("end_psn", "u4"),  # last response packet of this (re)play
         ("state", "u1"),
@@ -223,7 +225,7 @@ RD_RES = _record(
         ("key", "u4"),  # rkey it was granted under, checked again on a replay
         ("va", "i8"),
         ("length", "i8"),
-        ("orig", "u8"),  # value before the atomic
+        ("orig", "i8"),  # value before the atomic
     ]
 )
 
@@ -273,6 +275,13 @@ QP = _record(
         ("rd_out", "i4"),  # READs and atomics sent and not answered
         ("cwnd", "i4"),  # packets that may be in flight
         ("cwnd_credit", "i4"),  # acknowledged packets since cwnd last grew
+        ("ssthresh", "i4"),  # below it cwnd grows by one per acknowledged packet
+        ("rtt_psn", "u4"),  # packet whose acknowledgement is being timed
+        ("rtt_valid", "u1"),
+        ("probes", "u1"),  # timer expiries since the last progress
+        ("rtt_at", "i8"),  # ns, when it was sent
+        ("srtt", "i8"),  # ns, smoothed round trip; 0: not known
+        ("progress_at", "i8"),  # ns, start of the running local ACK timeout interval
         ("unacked_req", "i4"),  # packets sent since the last AckReq
         ("scq", "i4"),
         # responder
@@ -290,7 +299,7 @@ QP = _record(
         ("access", "u4"),
         ("resp_va", "i8"),
         ("resp_resid", "i8"),  # bytes the current WRITE still expects
-        ("resp_off", "i8"),  # bytes of the current SEND already placed
+        ("resp_off", "i8"),  # bytes of the current message already placed
         ("resp_mr", "i4"),
         ("resp_key", "u4"),
         ("resp_len", "i8"),
@@ -307,7 +316,8 @@ QP = _record(
         ("rq_sge_max", "i4"),
         ("rd_base", "i8"),
         ("rd_mask", "i8"),
-        ("rd_head", "i8"),  # next PENDING answer to look at
+        ("rd_head", "i8"),  # first resource that may be PENDING; a replay moves it back
+        ("rd_done", "i8"),  # first resource never answered
         ("rd_tail", "i8"),  # next resource to fill
         # timer
         ("timer", "u1"),  # TimerKind
@@ -333,10 +343,8 @@ QP = _record(
 class ReqWait(IntEnum):
     """QP["req_wait"]: why the requester does not go on by itself."""
 
-    NONE  = 0
-    RNR   = 1  # the RNR timer runs
-    FENCE = 2  # waits for READs and atomics before it
-    LOCAL = 3  # sq_cur has FAILED and waits to become the oldest
+    NONE = 0
+    RNR  = 1  # the RNR timer runs
 
 
 class RespMsg(IntEnum):
@@ -427,7 +435,6 @@ SPACE = _record(
         ("hole_write", "i8"),
         ("slot_first", "i4"),
         ("nslots", "i4"),
-        ("fault_addr", "i8"),  # last page fault raised
     ]
 )
 
@@ -455,14 +462,16 @@ ENGINE = _record(
         ("tx_end", "i8"),  # where its next segment goes
         ("event_prod", "i8"),
         ("event_cons", "i8"),
+        ("fault_space", "i4"),  # where the last access met a page that is not present
+        ("fault_write", "i4"),
+        ("fault_addr", "i8"),
         ("ngid", "i4"),
-        ("ntimers", "i4"),
         ("wheel_now", "i8"),  # ticks handled so far
-        ("wheel_bits", "u8", (WHEEL_LEVELS,)),
+        ("wheel_bits", "i8", (WHEEL_LEVELS,)),
         ("wheel", "i4", (WHEEL_LEVELS * WHEEL_SLOTS,)),
         ("counters", "i8", (N_COUNTERS,)),
         ("doorbells", "u8", (DOORBELL_WORDS,)),
-        ("doorbell_any", "u8", ((DOORBELL_WORDS + 63) // 64,)),
+        ("doorbell_any", "u8", ((DOORBELL_WORDS + DOORBELL_BITS - 1) // DOORBELL_BITS,)),
         ("gids", GID, (MAX_GID,)),
         ("qps", QP, (MAX_QP,)),
         ("avs", AV, (MAX_QP + MAX_AH,)),

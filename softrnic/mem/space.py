@@ -17,7 +17,7 @@ PAGE_SIZE = 1 << PAGE_SHIFT
 PAGE_MASK = PAGE_SIZE - 1
 
 MEM_OK = 0
-MEM_FAULT = 1  # a page is not present: a page-fault event has been noted in the space
+MEM_FAULT = 1  # a page is not present: eng fault_* says which
 MEM_DENIED = 2
 
 
@@ -135,7 +135,9 @@ def resolve(eng, mr_index, offset, n, write):
     if space["paged"] and mr["odp"]:
         have = _present_bytes(space, addr, n)
         if have == 0:
-            space["fault_addr"] = addr
+            eng["fault_space"] = mr["space"]
+            eng["fault_addr"] = addr
+            eng["fault_write"] = write
             return Run(0, 0, MEM_FAULT)
         n = min(n, have)
     if space["kind"] == SpaceKind.IDENTITY:

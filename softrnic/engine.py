@@ -1,0 +1,168 @@
+"""The engine's five verbs, in bursts, sans-IO: receive, transmit, next_deadline, on_timer, events.
+
+No socket, no clock, no thread: frames come and go in rings, time is an argument in integer nanoseconds that never goes
+back. Whatever drives it - the pump, a test, the simulator - calls these and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from softrnic.jit import inline, kernel
+from softrnic.layout import EVENT_ENTRIES, FrameRing, make_engine
+from softrnic.qp.answer import ALL_SENT, answers_owed, send_answers
+from softrnic.qp.answer import MORE as ANSWERS_MORE
+from softrnic.qp.finish import flush_rq
+from softrnic.qp.inbound import receive_frame
+from softrnic.qp.packet import begin_burst, close_frame
+from softrnic.qp.requester import MORE, send_requests
+from softrnic.qp.retransmit import expire
+from softrnic.qp.sched import has_doorbells, next_scheduled, schedule, take_doorbells
+from softrnic.qp.timer import NO_DEADLINE, next_deadline, take_expired
+from softrnic.spec import EventType, QpState
+
+QUANTUM = 64  # packets one QP may send before the next has its turn
+
+
+@inline
+def receive_burst(eng, rx, n, now):
+    """Frames 0 to n-1 of `rx` have arrived."""
+    eng["now"] = now
+    for slot in range(n):
+        receive_frame(eng, rx, slot)
+
+
+@inline
+def transmit_burst(eng, tx, now):
+    """Fill `tx` with what is due: the number of frames. A return of len(tx.frames) means there may be more."""
+    eng["now"] = now
+    take_doorbells(eng)
+    begin_burst(eng)
+    while int(eng["tx_n"]) < len(tx.frames):
+        index = next_scheduled(eng)
+        if index < 0:
+            break
+        qp = eng["qps"][index]
+        if qp["type"] != 0 and _send_turn(eng, tx, qp, index):
+            schedule(eng, qp, index)
+    close_frame(eng, tx)
+    return int(eng["tx_n"])
+
+
+@inline
+def _send_turn(eng, tx, qp, index):
+    """One QP's turn: answers first, then requests. True when it wants another."""
+    outcome = ALL_SENT
+    if answers_owed(qp):
+        outcome = send_answers(eng, tx, qp, index, QUANTUM)
+    if qp["state"] == QpState.ERR:
+        flush_rq(eng, qp, index)
+    if outcome == ANSWERS_MORE:
+        return True
+    return send_requests(eng, tx, qp, index, QUANTUM) == MORE
+
+
+@inline
+def expire_timers(eng, now):
+    """Handle every timer that is due."""
+    eng["now"] = now
+    index = take_expired(eng, now)
+    while index >= 0:
+        expire(eng, eng["qps"][index], index)
+        index = take_expired(eng, now)
+
+
+@inline
+def has_work(eng):
+    """Whether `transmit_burst` would do anything."""
+    return int(eng["sched_head"]) >= 0 or has_doorbells(eng)
+
+
+@kernel
+def _receive(engs, frames, slab, n, now):  # type: ignore[no-untyped-def]
+    """Entry point of `Engine.receive`."""
+    receive_burst(engs[0], FrameRing(frames, slab), n, now)
+
+
+@kernel
+def _transmit(engs, frames, slab, now):  # type: ignore[no-untyped-def]
+    """Entry point of `Engine.transmit`."""
+    return transmit_burst(engs[0], FrameRing(frames, slab), now)
+
+
+@kernel
+def _on_timer(engs, now):  # type: ignore[no-untyped-def]
+    """Entry point of `Engine.on_timer`."""
+    expire_timers(engs[0], now)
+
+
+@kernel
+def _next_deadline(engs):  # type: ignore[no-untyped-def]
+    """Entry point of `Engine.next_deadline`."""
+    return next_deadline(engs[0])
+
+
+@kernel
+def _has_work(engs):  # type: ignore[no-untyped-def]
+    """Entry point of `Engine.has_work`."""
+    return has_work(engs[0])
+
+
+class Event(NamedTuple):
+    """Something the engine reports: type, index of the record concerned, argument."""
+
+    type: EventType
+    index: int
+    arg: int
+
+
+class Engine:
+    """One RNIC's data path. Owns nothing but memory; see softrnic.verbs for the objects in it."""
+
+    def __init__(self, *, max_frame: int = 0, max_segs: int = 1) -> None:
+        """`max_frame`: bytes of a super-frame the port takes (0: none); `max_segs`: packets in one."""
+        self.tables = make_engine()
+        self.set_offload(max_frame, max_segs)
+
+    @property
+    def record(self) -> np.void:
+        """The ENGINE record."""
+        return self.tables[0]  # type: ignore[no-any-return]
+
+    def set_offload(self, max_frame: int, max_segs: int) -> None:
+        """What super-frames the port takes."""
+        self.record["max_frame"] = max_frame
+        self.record["max_segs"] = max(1, max_segs)
+
+    def receive(self, rx: FrameRing, n: int, now: int) -> None:
+        """Take frames 0 to n-1 of `rx` off the wire."""
+        _receive(self.tables, rx.frames, rx.slab, n, now)
+
+    def transmit(self, tx: FrameRing, now: int) -> int:
+        """Fill `tx`; the number of frames. Call again while the ring comes back full."""
+        return int(_transmit(self.tables, tx.frames, tx.slab, now))
+
+    def next_deadline(self) -> int | None:
+        """When `on_timer` must be called at the latest, or None. May be earlier than anything is due."""
+        deadline = int(_next_deadline(self.tables))
+        return None if deadline == NO_DEADLINE else deadline
+
+    def on_timer(self, now: int) -> None:
+        """Expire what is due at `now`."""
+        _on_timer(self.tables, now)
+
+    def has_work(self) -> bool:
+        """Whether `transmit` has something to send."""
+        return bool(_has_work(self.tables))
+
+    def events(self) -> Iterator[Event]:
+        """Take the events noted so far."""
+        record = self.record
+        while record["event_cons"] < record["event_prod"]:
+            event = record["events"][int(record["event_cons"]) & (EVENT_ENTRIES - 1)]
+            taken = Event(EventType(int(event["type"])), int(event["index"]), int(event["arg"]))
+            record["event_cons"] += 1
+            yield taken

@@ -1,0 +1,184 @@
+"""What the responder owes, in PSN order: READ responses, atomic acknowledgements, then one ACK or NAK (IBTA 9.7.5).
+
+An acknowledgement for a later request must not overtake a READ response, or the requester would take the response
+for lost; so the ACK waits until every pending resource has been answered.
+"""
+
+from __future__ import annotations
+
+from softrnic.counters import C
+from softrnic.jit import frozen, inline
+from softrnic.layout import AckState, PageWait, RdState
+from softrnic.mem.copy import read_region
+from softrnic.mem.mr import check_remote
+from softrnic.mem.space import MEM_DENIED, MEM_FAULT, MEM_OK
+from softrnic.qp.event import push_event
+from softrnic.qp.finish import enter_error
+from softrnic.qp.packet import NO_ROOM, cancel, header_crc, put_plain, seal, seal_plain
+from softrnic.qp.psn import psn_add, psn_diff
+from softrnic.spec import CREDITS_INVALID, Access, EventType, Nak, Op
+from softrnic.wire.crc32 import crc32_update
+from softrnic.wire.headers import (
+    AETH_LEN,
+    ATOMICACKETH_LEN,
+    BTH_LEN,
+    ICRC_LEN,
+    put_aeth,
+    put_atomicacketh,
+)
+
+ALL_SENT = 0
+MORE = 1  # the turn is over or the ring is full
+WAIT = 2  # a page is missing
+
+_REMOTE_READ = int(Access.REMOTE_READ)
+_NAK_ACCESS = 0x60 | Nak.REMOTE_ACCESS_ERROR
+# Credit count field to receive WQEs (9.7.7.2, table 50).
+CREDITS = frozen(
+    [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096,
+     6144, 8192, 12288, 16384, 24576, 32768], "i8"
+)  # fmt: skip
+
+
+@inline
+def credit_syndrome(qp):
+    """ACK syndrome with our receive credits: the largest code not above what is posted; none for an SRQ."""
+    if int(qp["srq"]) >= 0:
+        return CREDITS_INVALID
+    posted = int(qp["rq_prod"]) - int(qp["rq_head"]) + int(qp["resp_wqe"])
+    code = 0
+    while code + 1 < len(CREDITS) and CREDITS[code + 1] <= posted:
+        code += 1
+    return code
+
+
+@inline
+def send_answers(eng, tx, qp, qp_index, budget):
+    """Send up to `budget` answers: ALL_SENT, MORE or WAIT."""
+    if int(qp["fault"]) & PageWait.RESPONDER.value:
+        return WAIT
+    while int(qp["rd_head"]) < int(qp["rd_tail"]):
+        index = int(qp["rd_head"])
+        res = eng["rd_res"][int(qp["rd_base"]) + (index & int(qp["rd_mask"]))]
+        if res["state"] == RdState.PENDING:
+            if budget <= 0:
+                return MORE
+            budget -= 1
+            if res["atomic"]:
+                status = _send_atomic_ack(eng, tx, qp, qp_index, res)
+            else:
+                status = _send_read_packet(eng, tx, qp, qp_index, res)
+            if status == NO_ROOM:
+                return MORE
+            if status == MEM_FAULT:
+                qp["fault"] = int(qp["fault"]) | PageWait.RESPONDER.value
+                eng["counters"][C.PAGE_FAULTS] += 1
+                push_event(eng, EventType.PAGE_FAULT, int(eng["fault_space"]), int(eng["fault_addr"]))
+                return WAIT
+            if status != MEM_OK:
+                _refuse_read(eng, qp, qp_index, res)
+                break
+            if res["state"] == RdState.PENDING:
+                continue
+        qp["rd_head"] = index + 1
+        qp["rd_done"] = max(int(qp["rd_done"]), index + 1)
+    if qp["ack_state"] != AckState.NONE and not _send_ack(eng, tx, qp, qp_index):
+        return MORE
+    return ALL_SENT
+
+
+@inline
+def _send_atomic_ack(eng, tx, qp, qp_index, res):
+    length = BTH_LEN + AETH_LEN + ATOMICACKETH_LEN + ICRC_LEN
+    bth = put_plain(eng, tx, qp, qp_index, Op.ATOMIC_ACKNOWLEDGE.value, int(res["first_psn"]), length)
+    if bth == NO_ROOM:
+        return NO_ROOM
+    put_aeth(tx.slab, bth + BTH_LEN, credit_syndrome(qp), int(res["msn"]))
+    put_atomicacketh(tx.slab, bth + BTH_LEN + AETH_LEN, int(res["orig"]))
+    seal_plain(eng, tx, qp_index, bth, length)
+    res["state"] = RdState.DONE
+    return MEM_OK
+
+
+@inline
+def _response_op(first, last):
+    if first:
+        return Op.READ_RESPONSE_ONLY if last else Op.READ_RESPONSE_FIRST
+    return Op.READ_RESPONSE_LAST if last else Op.READ_RESPONSE_MIDDLE
+
+
+@inline
+def _send_read_packet(eng, tx, qp, qp_index, res):
+    """One READ response packet: NO_ROOM or a MEM_ status."""
+    psn, pmtu = int(res["cur_psn"]), int(qp["pmtu"])
+    first, last = psn == int(res["start_psn"]), psn == int(res["end_psn"])
+    offset = psn_diff(psn, int(res["first_psn"])) * pmtu
+    n = min(pmtu, int(res["length"]) - offset)
+    header = BTH_LEN + (AETH_LEN if first or last else 0)
+    pad = -n & 3
+    length = header + n + pad + ICRC_LEN
+    va = int(res["va"]) + offset
+    mr = -1
+    if n > 0:
+        # the region may have been invalidated since the request was granted
+        mr = check_remote(eng, qp, qp_index, int(res["key"]), va, n, _REMOTE_READ)
+        if mr < 0:
+            return MEM_DENIED
+    bth = put_plain(eng, tx, qp, qp_index, _response_op(first, last).value, psn, length)
+    if bth == NO_ROOM:
+        return NO_ROOM
+    tx.slab[bth + 1] |= pad << 4
+    if first or last:
+        put_aeth(tx.slab, bth + BTH_LEN, credit_syndrome(qp), int(res["msn"]))
+    crc = header_crc(eng, tx, qp_index, bth, length, header)
+    if n > 0:
+        at = bth + header
+        status, crc = read_region(eng, mr, va - int(eng["mrs"][mr]["iova"]), tx.slab, at, n, crc)
+        if status != MEM_OK:
+            cancel(eng, length)
+            return status
+        for i in range(pad):
+            tx.slab[at + n + i] = 0
+        if pad:
+            crc = crc32_update(crc, tx.slab, at + n, pad)
+    seal(eng, tx, bth, length, crc)
+    if last:
+        res["state"] = RdState.DONE
+    else:
+        res["cur_psn"] = psn_add(psn, 1)
+    return MEM_OK
+
+
+@inline
+def _refuse_read(eng, qp, qp_index, res):
+    """The memory behind a granted READ is gone: a remote access error at the packet that failed."""
+    psn = int(res["cur_psn"])
+    eng["counters"][C.SEND_REMOTE_ACCESS_ERR] += 1
+    push_event(eng, EventType.QP_ACCESS_ERR, qp_index, 0)
+    enter_error(eng, qp, qp_index)
+    qp["ack_state"] = AckState.NAK
+    qp["ack_syndrome"] = _NAK_ACCESS
+    qp["ack_psn"] = psn
+
+
+@inline
+def _send_ack(eng, tx, qp, qp_index):
+    """The owed ACK or NAK; False when the ring is full."""
+    length = BTH_LEN + AETH_LEN + ICRC_LEN
+    nak = qp["ack_state"] == AckState.NAK
+    psn = int(qp["ack_psn"]) if nak else psn_add(int(qp["epsn"]), -1)
+    bth = put_plain(eng, tx, qp, qp_index, Op.ACKNOWLEDGE.value, psn, length)
+    if bth == NO_ROOM:
+        return False
+    syndrome = int(qp["ack_syndrome"]) if nak else credit_syndrome(qp)
+    put_aeth(tx.slab, bth + BTH_LEN, syndrome, int(qp["msn"]))
+    seal_plain(eng, tx, qp_index, bth, length)
+    qp["ack_state"] = AckState.NONE
+    return True
+
+
+@inline
+def answers_owed(qp):
+    """Whether `send_answers` has anything to do, also in the error state."""
+    return int(qp["rd_head"]) < int(qp["rd_tail"]) or qp["ack_state"] != AckState.NONE
+

@@ -1,0 +1,176 @@
+"""From a frame to the file that handles each packet: ICRC, header checks, demultiplexing (IBTA 9.6; A17.9).
+
+A packet that is not well formed, not ours, or not for the QP's state or peer is dropped and counted, each reason
+under its own counter; it never raises.
+"""
+
+from __future__ import annotations
+
+from softrnic.counters import C
+from softrnic.hash import hash_find
+from softrnic.jit import addr_of, inline, ld64
+from softrnic.layout import FrameFlag
+from softrnic.qp.completer import receive_response
+from softrnic.qp.pkt import Pkt
+from softrnic.qp.responder import receive_datagram, receive_request
+from softrnic.spec import QpState, QpType, Service
+from softrnic.wire.fields import get32
+from softrnic.wire.frame import LinkError, parse_link
+from softrnic.wire.headers import (
+    BTH_LEN,
+    ICRC_LEN,
+    bth_ackreq,
+    bth_dqpn,
+    bth_opcode,
+    bth_padcnt,
+    bth_pkey,
+    bth_psn,
+    bth_se,
+    bth_tver,
+)
+from softrnic.wire.icrc import icrc_base, icrc_check
+from softrnic.wire.opcodes import OpFlag, op_ext_len, op_flags
+
+_SERVICE_MASK = 0xE0
+_RC, _UC, _UD = int(Service.RC), int(Service.UC), int(Service.UD)
+_ID_UNKNOWN = int(FrameFlag.ID_UNKNOWN)
+_V4_PREFIX = 0x0000FFFF  # ::ffff:0:0/96, third 32-bit word
+
+
+@inline
+def qpn_key(func, qpn):
+    """The hash key of a QP number of one function; never 0."""
+    return ((func << 24) | qpn) + 1
+
+
+@inline
+def receive_frame(eng, rx, slot):
+    """Every packet of one received frame."""
+    frame = rx.frames[slot]
+    buf = rx.slab
+    eng["counters"][C.RCVD_FRAMES] += 1
+    link = parse_link(buf, int(frame["off"]), int(frame["len"]), int(frame["seg"]))
+    if link.err != 0:
+        reason = C.DROP_NOT_ROCE if link.err == LinkError.NOT_ROCE.value else C.DROP_MALFORMED
+        eng["counters"][reason] += 1
+        return
+    func = _function_of(eng, buf, link.l3_off, link.is_v6)
+    if func < 0:
+        eng["counters"][C.DROP_ADDRESS] += link.nseg
+        return
+    base = icrc_base(buf, link.l3_off, link.is_v6)
+    unknown = int(frame["flags"]) & _ID_UNKNOWN
+    bth = link.bth_off
+    for i in range(link.nseg):
+        length = link.seg_len if i + 1 < link.nseg else link.last_len
+        if icrc_check(buf, bth, length, base, link.is_v6, (link.ip_id + i) & 0xFFFF, unknown):
+            eng["counters"][C.RCVD_PKTS] += 1
+            eng["counters"][C.RCVD_BYTES] += link.bth_off - link.l3_off + length
+            _receive_packet(eng, buf, func, bth, length, link.l3_off, link.is_v6)
+        else:
+            eng["counters"][C.DROP_ICRC] += 1
+        bth += length
+
+
+@inline
+def _same_ip(ip, buf, at, is_v6):
+    """Whether the 16-byte GID `ip` is the address at buf[at]; IPv4 as ::ffff:a.b.c.d."""
+    a = addr_of(ip)
+    if is_v6:
+        b = addr_of(buf) + at
+        return ld64(a) == ld64(b) and ld64(a + 8) == ld64(b + 8)
+    return ld64(a) == 0 and get32(ip, 8) == _V4_PREFIX and get32(ip, 12) == get32(buf, at)
+
+
+@inline
+def _function_of(eng, buf, l3_off, is_v6):
+    """The function that owns the destination address, or -1."""
+    at = l3_off + (24 if is_v6 else 16)
+    for i in range(int(eng["ngid"])):
+        gid = eng["gids"][i]
+        if gid["valid"] and _same_ip(gid["ip"], buf, at, is_v6):
+            return int(gid["func"])
+    return -1
+
+
+@inline
+def _receive_packet(eng, buf, func, bth, length, l3_off, is_v6):
+    """One packet with a good ICRC: BTH checks, then the QP."""
+    opcode = bth_opcode(buf, bth)
+    flags = op_flags(opcode)
+    padcnt = bth_padcnt(buf, bth)
+    ext_len = op_ext_len(opcode)
+    payload_len = length - BTH_LEN - ext_len - padcnt - ICRC_LEN
+    if bth_tver(buf, bth) != 0 or length < BTH_LEN + ICRC_LEN:
+        eng["counters"][C.DROP_BTH] += 1
+        return
+    if flags & (OpFlag.REQUEST | OpFlag.RESPONSE) == 0:
+        eng["counters"][C.DROP_OPCODE] += 1
+        return
+    if payload_len < 0 or (payload_len > 0 and flags & OpFlag.PAYLOAD == 0):
+        eng["counters"][C.DROP_BTH] += 1
+        return
+    index = hash_find(eng["qpn_hash"], qpn_key(func, bth_dqpn(buf, bth)))
+    if index < 0:
+        eng["counters"][C.DROP_QPN] += 1
+        return
+    qp = eng["qps"][index]
+    if not _pkey_matches(bth_pkey(buf, bth), int(qp["pkey"])):
+        eng["counters"][C.DROP_PKEY] += 1
+        return
+    ext = bth + BTH_LEN
+    pkt = Pkt(
+        opcode, flags, bth_psn(buf, bth), bth_ackreq(buf, bth), bth_se(buf, bth), ext, ext + ext_len, payload_len,
+        l3_off, is_v6,
+    )  # fmt: skip
+    _deliver(eng, buf, qp, index, pkt)
+
+
+@inline
+def _pkey_matches(a, b):
+    """Same partition, and not both limited members (10.9.3)."""
+    return (a & 0x7FFF) == (b & 0x7FFF) and (a | b) & 0x8000 != 0 and (a & 0x7FFF) != 0
+
+
+@inline
+def _service_of(qp):
+    kind = int(qp["type"])
+    if kind == QpType.RC:
+        return _RC
+    return _UC if kind == QpType.UC else _UD
+
+
+@inline
+def _from_peer(qp, buf, pkt):
+    """A connected QP hears only its peer, and only at its own address (9.6.1.2.3)."""
+    at = pkt.l3_off + (8 if pkt.is_v6 else 12)
+    step = 16 if pkt.is_v6 else 4
+    return _same_ip(qp["dst_ip"], buf, at, pkt.is_v6) and _same_ip(qp["src_ip"], buf, at + step, pkt.is_v6)
+
+
+@inline
+def _deliver(eng, buf, qp, index, pkt):
+    service = _service_of(qp)
+    if pkt.opcode & _SERVICE_MASK != service:
+        eng["counters"][C.DROP_OPCODE] += 1
+        return
+    state = int(qp["state"])
+    if state == QpState.SUSPENDED:
+        eng["counters"][C.DROP_SUSPENDED] += 1
+        return
+    if state < QpState.RTR or state == QpState.ERR:
+        eng["counters"][C.DROP_STATE] += 1
+        return
+    if service == _UD:
+        receive_datagram(eng, buf, qp, index, pkt)
+        return
+    if not _from_peer(qp, buf, pkt):
+        eng["counters"][C.DROP_PEER] += 1
+        return
+    if pkt.flags & OpFlag.REQUEST:
+        receive_request(eng, buf, qp, index, pkt)
+    elif state == QpState.RTS or state == QpState.SQD:
+        receive_response(eng, buf, qp, index, pkt)
+    else:
+        eng["counters"][C.DROP_STATE] += 1
+

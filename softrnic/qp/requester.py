@@ -1,0 +1,565 @@
+"""The requester: send WQEs become request packets (IBTA 9.7.3, 9.8.2, 9.8.3 and 10.7).
+
+Decides what the QP may send next - segmentation, fences, READ and atomic credits, the window, the peer's receive
+credits - and writes it. What comes back is the completer's; when to go back is retransmit's.
+"""
+
+from __future__ import annotations
+
+from softrnic.counters import C
+from softrnic.jit import frozen, inline
+from softrnic.layout import MAX_SGE, MrKind, PageWait, ReqWait, WqeState
+from softrnic.mem.copy import gather, gather_inline
+from softrnic.mem.mr import check_local, find_mr
+from softrnic.mem.space import MEM_FAULT, MEM_OK
+from softrnic.qp.event import push_event
+from softrnic.qp.finish import complete_send, fail_send, flush_sq
+from softrnic.qp.packet import NO_ROOM, cancel, header_crc, put_plain, reserve, seal, seal_plain
+from softrnic.qp.psn import psn_add, psn_diff
+from softrnic.qp.retransmit import arm_ack_timer
+from softrnic.spec import (
+    MAX_MESSAGE,
+    Access,
+    EventType,
+    Op,
+    QpState,
+    QpType,
+    SendFlags,
+    WcStatus,
+    WrOpcode,
+)
+from softrnic.wire.crc32 import crc32_update
+from softrnic.wire.headers import (
+    ATOMICETH_LEN,
+    BTH_LEN,
+    DETH_LEN,
+    ICRC_LEN,
+    IETH_LEN,
+    IMMDT_LEN,
+    RETH_LEN,
+    put_atomiceth,
+    put_bth,
+    put_deth,
+    put_ieth,
+    put_immdt,
+    put_reth,
+)
+
+# What one call of `send_requests` ended with.
+IDLE = 0  # nothing more to do until something happens
+MORE = 1  # the QP's turn is over, or the ring is full: schedule it again
+
+_FENCE = int(SendFlags.FENCE)
+_SOLICITED = int(SendFlags.SOLICITED)
+_SIGNALED = int(SendFlags.SIGNALED)
+_INLINE = int(SendFlags.INLINE)
+_LOCAL_WRITE = int(Access.LOCAL_WRITE)
+_REMOTE_WRITERS = int(Access.REMOTE_WRITE | Access.REMOTE_ATOMIC)
+_MW_BIND = int(Access.MW_BIND)
+
+# Per ibv_wr_opcode: which QP types may post it, and the opcode of an only packet of it (RC).
+_BY_RC, _BY_UC, _BY_UD = 1, 2, 4
+_POSTED_BY = frozen([3, 3, 7, 7, 1, 1, 1, 3, 3, 3] + [0] * 22 + [3], "i8")
+_SEND_LIKE = frozen([0, 0, 1, 1, 0, 0, 0, 0, 0, 1] + [0] * 23, "i8")
+_FIRST_OP = frozen([6, 6, 0, 0, 0, 0, 0, 0, 0, 0] + [0] * 23, "i8")
+_LAST_OP = frozen([8, 9, 2, 3, 0, 0, 0, 0, 0, 22] + [0] * 23, "i8")
+_ONLY_OP = frozen([10, 11, 4, 5, 12, 19, 20, 0, 0, 23] + [0] * 23, "i8")
+
+
+@inline
+def _wqe_at(eng, qp, index):
+    return eng["wqes"][int(qp["sq_base"]) + (index & int(qp["sq_mask"]))]
+
+
+@inline
+def wqe_sge_base(qp, index):
+    """First SGE slot of the send WQE with this index."""
+    return int(qp["sq_sge_base"]) + (index & int(qp["sq_mask"])) * int(qp["sq_sge_max"])
+
+
+@inline
+def _is_local(opcode):
+    return opcode == WrOpcode.LOCAL_INV or opcode == WrOpcode.BIND_MW or opcode == WrOpcode.REG_MR
+
+
+@inline
+def _is_rd_atomic(opcode):
+    return (
+        opcode == WrOpcode.RDMA_READ
+        or opcode == WrOpcode.ATOMIC_CMP_AND_SWP
+        or opcode == WrOpcode.ATOMIC_FETCH_AND_ADD
+    )
+
+
+@inline
+def _type_bit(qp):
+    if qp["type"] == QpType.RC:
+        return _BY_RC
+    if qp["type"] == QpType.UC:
+        return _BY_UC
+    return _BY_UD
+
+
+@inline
+def _check_wqe(eng, qp, wqe, index):
+    """Locally detected errors of a send WQE before its first packet (10.7.3, 11.4.1.1): a WcStatus."""
+    opcode = int(wqe["opcode"])
+    if opcode >= len(_POSTED_BY) or (_POSTED_BY[opcode] & _type_bit(qp)) == 0:
+        return WcStatus.LOC_QP_OP_ERR
+    if _is_local(opcode):
+        return WcStatus.SUCCESS
+    if int(wqe["flags"]) & _INLINE:
+        if _is_rd_atomic(opcode) or int(wqe["length"]) > int(qp["sq_sge_max"]) * 16 or int(wqe["length"]) < 0:
+            return WcStatus.LOC_QP_OP_ERR
+    else:
+        nsge = int(wqe["num_sge"])
+        if nsge > int(qp["sq_sge_max"]) or nsge > MAX_SGE:
+            return WcStatus.LOC_QP_OP_ERR
+        total = 0
+        base = wqe_sge_base(qp, index)
+        for i in range(nsge):
+            sge = eng["sges"][base + i]
+            length = int(sge["length"])
+            total += length
+            if length and check_local(
+                eng, qp, int(sge["lkey"]), int(sge["addr"]), length, _is_rd_atomic(opcode)
+            ) < 0:  # fmt: skip
+                return WcStatus.LOC_PROT_ERR
+        wqe["length"] = total
+    length = int(wqe["length"])
+    if length > MAX_MESSAGE:
+        return WcStatus.LOC_LEN_ERR
+    if _type_bit(qp) == _BY_UD:
+        if length > int(qp["pmtu"]):
+            return WcStatus.LOC_LEN_ERR
+        ah = int(wqe["ah"])
+        if ah < 0 or ah >= len(eng["avs"]) or eng["avs"][ah]["valid"] == 0 or eng["avs"][ah]["pdn"] != qp["pdn"]:
+            return WcStatus.LOC_QP_OP_ERR
+    if opcode == WrOpcode.ATOMIC_CMP_AND_SWP or opcode == WrOpcode.ATOMIC_FETCH_AND_ADD:
+        if length != 8:
+            return WcStatus.LOC_LEN_ERR
+    if _is_rd_atomic(opcode) and qp["max_rd_atomic"] == 0:
+        return WcStatus.LOC_QP_OP_ERR
+    return WcStatus.SUCCESS
+
+
+@inline
+def _start_wqe(eng, qp, qp_index, wqe, index):
+    """First touch of a WQE: check it and give it its PSNs and SSN. False when it cannot go out."""
+    status = _check_wqe(eng, qp, wqe, index)
+    qp["sq_hi"] = index + 1
+    if status != WcStatus.SUCCESS:
+        wqe["state"] = WqeState.FAILED
+        wqe["status"] = status
+        return False
+    if _is_local(int(wqe["opcode"])):
+        wqe["state"] = WqeState.DONE
+        ok = _run_local(eng, qp, qp_index, wqe)
+        if not ok:
+            wqe["state"] = WqeState.FAILED
+            wqe["status"] = WcStatus.MW_BIND_ERR
+        return ok
+    pmtu = int(qp["pmtu"])
+    npsn = max(1, (int(wqe["length"]) + pmtu - 1) // pmtu)
+    if int(wqe["opcode"]) == WrOpcode.ATOMIC_CMP_AND_SWP or int(wqe["opcode"]) == WrOpcode.ATOMIC_FETCH_AND_ADD:
+        npsn = 1
+    wqe["first_psn"] = qp["req_psn"]
+    wqe["last_psn"] = psn_add(int(qp["req_psn"]), npsn - 1)
+    wqe["ssn"] = qp["ssn"]
+    qp["ssn"] = psn_add(int(qp["ssn"]), 1)
+    wqe["state"] = WqeState.STARTED
+    return True
+
+
+@inline
+def _run_local(eng, qp, qp_index, wqe):
+    """LOCAL_INV, REG_MR and BIND_MW act on the key tables when their turn comes (10.6.7, 10.6.8)."""
+    i = find_mr(eng, int(qp["func"]), int(wqe["rkey"]))
+    if i < 0:
+        return False
+    mr = eng["mrs"][i]
+    opcode = int(wqe["opcode"])
+    if mr["pdn"] != qp["pdn"]:
+        return False
+    if opcode == WrOpcode.LOCAL_INV:
+        if mr["kind"] == MrKind.MW1 or int(mr["windows"]) > 0:
+            return False
+        return invalidate(eng, mr)
+    if opcode == WrOpcode.REG_MR:
+        if mr["kind"] != MrKind.MR or mr["valid"]:
+            return False
+        mr["iova"] = wqe["remote_addr"]
+        mr["access"] = wqe["access"]
+        mr["valid"] = 1
+        return True
+    return _bind_window(eng, qp, qp_index, wqe, mr)
+
+
+@inline
+def invalidate(eng, mr):
+    """Take the access rights of a region or a type 2 window away."""
+    if mr["valid"] == 0:
+        return False
+    mr["valid"] = 0
+    if mr["kind"] == MrKind.MW2:
+        eng["mrs"][int(mr["parent"])]["windows"] -= 1
+    return True
+
+
+@inline
+def _bind_window(eng, qp, qp_index, wqe, mw):
+    """Bind a window to part of a region (10.6.6.2); a zero length unbinds a type 1 window."""
+    length = int(wqe["length"])
+    if mw["kind"] == MrKind.MR or (mw["kind"] == MrKind.MW2 and mw["valid"]):
+        return False
+    parent_index = int(wqe["bind_mr"])
+    if parent_index < 0 or parent_index >= len(eng["mrs"]):
+        return False
+    parent = eng["mrs"][parent_index]
+    va = int(wqe["remote_addr"])
+    if length:
+        offset = va - int(parent["iova"])
+        inside = offset >= 0 and length > 0 and length <= int(parent["length"]) - offset
+        writes = (int(wqe["access"]) & _REMOTE_WRITERS) != 0
+        if parent["kind"] != MrKind.MR or parent["valid"] == 0 or parent["pdn"] != qp["pdn"] or not inside:
+            return False
+        if (int(parent["access"]) & _MW_BIND) == 0:
+            return False
+        if writes and (int(parent["access"]) & _LOCAL_WRITE) == 0:
+            return False
+    if mw["valid"]:
+        eng["mrs"][int(mw["parent"])]["windows"] -= 1
+    mw["valid"] = 0
+    if length:
+        mw["parent"] = parent_index
+        mw["iova"] = va
+        mw["length"] = length
+        mw["access"] = wqe["access"]
+        mw["space"] = parent["space"]
+        mw["qp"] = qp_index
+        mw["valid"] = 1
+        parent["windows"] += 1
+    return True
+
+
+@inline
+def _window_full(qp):
+    return psn_diff(int(qp["req_psn"]), int(qp["una_psn"])) >= int(qp["cwnd"])
+
+
+@inline
+def _out_of_credits(qp, wqe):
+    """End-to-end flow control (9.7.7.2): beyond the limit only one packet may be outstanding, as a probe."""
+    opcode = int(wqe["opcode"])
+    if qp["credits_valid"] == 0:
+        return False
+    if _SEND_LIKE[opcode] == 0 and opcode != WrOpcode.RDMA_WRITE_WITH_IMM:
+        return False
+    if psn_diff(int(wqe["ssn"]), int(qp["limit_ssn"])) <= 0:
+        return False
+    return qp["req_psn"] != qp["una_psn"]
+
+
+@inline
+def _may_send(qp, wqe):
+    """Whether the next packet of a started WQE may go now."""
+    if _window_full(qp) or _out_of_credits(qp, wqe):
+        return False
+    if int(qp["req_off"]) == 0 or _is_rd_atomic(int(wqe["opcode"])):
+        if (int(wqe["flags"]) & _FENCE) and int(qp["rd_out"]) > 0:  # o10-10, 10.8.3.3
+            return False
+        if _is_rd_atomic(int(wqe["opcode"])) and int(qp["rd_out"]) >= int(qp["max_rd_atomic"]):
+            return False
+    return True
+
+
+@inline
+def _note_sent(eng, qp, psn, npsn, ackreq):
+    """Book-keeping of a packet that went out (or a READ request that stands for npsn of them)."""
+    if qp["req_psn"] == qp["una_psn"]:
+        qp["progress_at"] = eng["now"]
+    if psn_diff(psn, int(qp["req_hi_psn"])) < 0:
+        eng["counters"][C.RETRANSMITTED_PKTS] += 1
+    elif ackreq and qp["rtt_valid"] == 0:
+        qp["rtt_valid"] = 1
+        qp["rtt_psn"] = psn
+        qp["rtt_at"] = eng["now"]
+    nxt = psn_add(psn, npsn)
+    qp["req_psn"] = nxt
+    if psn_diff(nxt, int(qp["req_hi_psn"])) > 0:
+        qp["req_hi_psn"] = nxt
+
+
+@inline
+def _send_read(eng, tx, qp, qp_index, wqe):
+    """READ request for what is still missing of the WQE (9.7.5.1.4); the responses carry its PSNs."""
+    length = BTH_LEN + RETH_LEN + ICRC_LEN
+    psn = int(qp["req_psn"])
+    bth = put_plain(eng, tx, qp, qp_index, Op.READ_REQUEST.value, psn, length)
+    if bth == NO_ROOM:
+        return False
+    off = int(qp["req_off"])
+    put_reth(tx.slab, bth + BTH_LEN, int(wqe["remote_addr"]) + off, int(wqe["rkey"]), int(wqe["length"]) - off)
+    seal_plain(eng, tx, qp_index, bth, length)
+    qp["rd_out"] += 1
+    _note_sent(eng, qp, psn, psn_diff(int(wqe["last_psn"]), psn) + 1, True)
+    return True
+
+
+@inline
+def _send_atomic(eng, tx, qp, qp_index, wqe):
+    length = BTH_LEN + ATOMICETH_LEN + ICRC_LEN
+    psn = int(qp["req_psn"])
+    cas = int(wqe["opcode"]) == WrOpcode.ATOMIC_CMP_AND_SWP
+    opcode = Op.COMPARE_SWAP.value if cas else Op.FETCH_ADD.value
+    bth = put_plain(eng, tx, qp, qp_index, opcode, psn, length)
+    if bth == NO_ROOM:
+        return False
+    swap_add = int(wqe["swap"]) if cas else int(wqe["compare_add"])
+    compare = int(wqe["compare_add"]) if cas else 0
+    put_atomiceth(tx.slab, bth + BTH_LEN, int(wqe["remote_addr"]), int(wqe["rkey"]), swap_add, compare)
+    seal_plain(eng, tx, qp_index, bth, length)
+    qp["rd_out"] += 1
+    _note_sent(eng, qp, psn, 1, True)
+    return True
+
+
+@inline
+def _packet_op(opcode, off, last):
+    """The five low opcode bits of the packet at `off` of a SEND or WRITE."""
+    if last:
+        return _ONLY_OP[opcode] if off == 0 else _LAST_OP[opcode]
+    return _FIRST_OP[opcode] if off == 0 else _FIRST_OP[opcode] + 1
+
+
+@inline
+def _put_ext(slab, at, wqe, op, opcode, last):
+    """RETH, immediate or IETH behind the BTH (and DETH): offset of the payload."""
+    if op == Op.WRITE_FIRST or op == Op.WRITE_ONLY or op == Op.WRITE_ONLY_IMM:
+        put_reth(slab, at, int(wqe["remote_addr"]), int(wqe["rkey"]), int(wqe["length"]))
+        at += RETH_LEN
+    if last:
+        if opcode == WrOpcode.SEND_WITH_IMM or opcode == WrOpcode.RDMA_WRITE_WITH_IMM:
+            put_immdt(slab, at, int(wqe["imm"]))
+            at += IMMDT_LEN
+        elif opcode == WrOpcode.SEND_WITH_INV:
+            put_ieth(slab, at, int(wqe["imm"]))
+            at += IETH_LEN
+    return at
+
+
+@inline
+def _ext_len(op, opcode, last):
+    n = 0
+    if op == Op.WRITE_FIRST or op == Op.WRITE_ONLY or op == Op.WRITE_ONLY_IMM:
+        n += RETH_LEN
+    if last and (
+        opcode == WrOpcode.SEND_WITH_IMM
+        or opcode == WrOpcode.RDMA_WRITE_WITH_IMM
+        or opcode == WrOpcode.SEND_WITH_INV
+    ):
+        n += IMMDT_LEN
+    return n
+
+
+@inline
+def _put_payload(eng, tx, qp, wqe, index, off, n, at, crc):
+    """Payload of one packet and its padding to four bytes: (status, crc)."""
+    if int(wqe["flags"]) & _INLINE:
+        status, crc = MEM_OK, gather_inline(eng, wqe_sge_base(qp, index), off, tx.slab, at, n, crc)
+    else:
+        status, crc = gather(eng, qp, wqe_sge_base(qp, index), int(wqe["num_sge"]), off, tx.slab, at, n, crc)
+    return status, crc
+
+
+@inline
+def _send_data(eng, tx, qp, qp_index, wqe, index):
+    """One packet of a SEND or WRITE: MEM_OK, a MEM_ error, or NO_ROOM."""
+    opcode = int(wqe["opcode"])
+    off = int(qp["req_off"])
+    n = min(int(qp["pmtu"]), int(wqe["length"]) - off)
+    last = off + n == int(wqe["length"])
+    op = _packet_op(opcode, off, last)
+    is_ud = _type_bit(qp) == _BY_UD
+    header = BTH_LEN + (DETH_LEN if is_ud else 0) + _ext_len(op, opcode, last)
+    pad = -n & 3
+    length = header + n + pad + ICRC_LEN
+    av = int(wqe["ah"]) if is_ud else qp_index
+    bth = reserve(eng, tx, av, length)
+    if bth == NO_ROOM:
+        return NO_ROOM
+    service = 0
+    dqpn = int(qp["dqpn"])
+    ackreq = False
+    if is_ud:
+        service = 0x60
+        dqpn = int(wqe["dqpn"])
+    elif qp["type"] == QpType.UC:
+        service = 0x20
+    else:
+        # ask often enough that the window never runs dry, and at the end of what is posted
+        unacked = int(qp["unacked_req"]) + 1
+        ackreq = last and ((int(wqe["flags"]) & _SIGNALED) != 0 or qp["sq_sig_all"] != 0)
+        ackreq = ackreq or unacked >= max(1, int(qp["cwnd"]) >> 2) or (last and index + 1 == int(qp["sq_prod"]))
+        ackreq = ackreq or (qp["credits_valid"] != 0 and psn_diff(int(qp["limit_ssn"]), int(wqe["ssn"])) < 8)
+        qp["unacked_req"] = 0 if ackreq else unacked
+    se = 1 if last and (int(wqe["flags"]) & _SOLICITED) else 0
+    psn = int(qp["req_psn"])
+    put_bth(tx.slab, bth, op | service, se, pad, int(qp["pkey"]), dqpn, 1 if ackreq else 0, psn)
+    at = bth + BTH_LEN
+    if is_ud:
+        qkey = int(wqe["qkey"])
+        put_deth(tx.slab, at, int(qp["qkey"]) if qkey & 0x80000000 else qkey, int(qp["qpn"]))  # 10.2.5
+        at += DETH_LEN
+    at = _put_ext(tx.slab, at, wqe, op, opcode, last)
+    crc = header_crc(eng, tx, av, bth, length, header)
+    status, crc = _put_payload(eng, tx, qp, wqe, index, off, n, at, crc)
+    if status != MEM_OK:
+        cancel(eng, length)
+        return status
+    crc = _put_pad(tx.slab, at + n, pad, crc)
+    seal(eng, tx, bth, length, crc)
+    _note_sent(eng, qp, psn, 1, ackreq)
+    qp["req_off"] = off + n
+    return MEM_OK
+
+
+@inline
+def _put_pad(slab, at, pad, crc):
+    for i in range(pad):
+        slab[at + i] = 0
+    return crc32_update(crc, slab, at, pad) if pad else crc
+
+
+@inline
+def _advance(qp):
+    """To the next WQE."""
+    qp["sq_cur"] += 1
+    qp["req_off"] = 0
+
+
+@inline
+def _raise_fault(eng, qp):
+    """Pause the requester until the page it needs is there; other QPs go on."""
+    qp["fault"] = int(qp["fault"]) | PageWait.REQUESTER.value
+    eng["counters"][C.PAGE_FAULTS] += 1
+    push_event(eng, EventType.PAGE_FAULT, int(eng["fault_space"]), int(eng["fault_addr"]))
+
+
+@inline
+def retire_local(eng, qp, qp_index):
+    """Complete what stands at the head of the queue without waiting for the peer: local operations, and errors.
+
+    Called when the head moves; a failed WQE takes the QP to its error state.
+    """
+    while int(qp["sq_head"]) < int(qp["sq_hi"]):
+        wqe = _wqe_at(eng, qp, int(qp["sq_head"]))
+        if wqe["state"] == WqeState.DONE:
+            complete_send(eng, qp, qp_index, WcStatus.SUCCESS)
+        elif wqe["state"] == WqeState.FAILED:
+            fail_send(eng, qp, qp_index, int(wqe["status"]))
+            return
+        else:
+            return
+
+
+@inline
+def _check_drained(eng, qp, qp_index):
+    """SQD: everything that was started has completed (10.3.1.5)."""
+    if qp["sqd_notified"] == 0 and qp["sq_head"] == qp["sq_hi"]:
+        qp["sqd_notified"] = 1
+        push_event(eng, EventType.SQ_DRAINED, qp_index, 0)
+
+
+@inline
+def _fail_current(eng, qp, qp_index, wqe, status):
+    """The WQE being sent met a local error in mid-message; it completes when all before it have."""
+    wqe["state"] = WqeState.FAILED
+    wqe["status"] = status
+    retire_local(eng, qp, qp_index)
+
+
+@inline
+def send_requests(eng, tx, qp, qp_index, budget):
+    """Send up to `budget` packets of the send queue: IDLE or MORE."""
+    if qp["state"] == QpState.ERR or qp["state"] == QpState.SQE:
+        flush_sq(eng, qp, qp_index)
+        return IDLE
+    sending = qp["state"] == QpState.RTS or qp["state"] == QpState.SQD
+    if not sending or qp["req_wait"] == ReqWait.RNR or int(qp["fault"]) & PageWait.REQUESTER.value:
+        return IDLE
+    outcome = MORE
+    while budget > 0:
+        index = int(qp["sq_cur"])
+        if index >= int(qp["sq_hi"]):
+            if qp["state"] == QpState.SQD:
+                _check_drained(eng, qp, qp_index)
+                outcome = IDLE
+                break
+            if index >= int(qp["sq_prod"]):
+                outcome = IDLE
+                break
+        wqe = _wqe_at(eng, qp, index)
+        if index >= int(qp["sq_hi"]):
+            if (int(wqe["flags"]) & _FENCE) and int(qp["rd_out"]) > 0:
+                outcome = IDLE
+                break
+            wqe["state"] = WqeState.POSTED
+            started = _start_wqe(eng, qp, qp_index, wqe, index)
+            if not started or wqe["state"] == WqeState.DONE:
+                retire_local(eng, qp, qp_index)
+                if not started:
+                    outcome = IDLE
+                    break
+                _advance_past(qp, index)
+                continue
+        if wqe["state"] == WqeState.DONE:
+            _advance(qp)
+            continue
+        if wqe["state"] == WqeState.FAILED or (qp["type"] == QpType.RC and not _may_send(qp, wqe)):
+            outcome = IDLE
+            break
+        budget -= 1
+        status = _send_one(eng, tx, qp, qp_index, wqe, index)
+        if status == NO_ROOM:
+            break
+        if status != MEM_OK:
+            if status == MEM_FAULT:
+                _raise_fault(eng, qp)
+            else:
+                _fail_current(eng, qp, qp_index, wqe, WcStatus.LOC_PROT_ERR)
+            outcome = IDLE
+            break
+    if qp["type"] == QpType.RC and qp["una_psn"] != qp["req_hi_psn"] and qp["timer"] == 0:
+        arm_ack_timer(eng, qp, qp_index)
+    return outcome
+
+
+@inline
+def _advance_past(qp, index):
+    """After a local operation: its completion may or may not have moved the head already."""
+    qp["sq_cur"] = index + 1
+    qp["req_off"] = 0
+
+
+@inline
+def _send_one(eng, tx, qp, qp_index, wqe, index):
+    """One packet of the WQE; moves to the next WQE after its last: MEM_OK, an error, or NO_ROOM."""
+    opcode = int(wqe["opcode"])
+    if opcode == WrOpcode.RDMA_READ:
+        if not _send_read(eng, tx, qp, qp_index, wqe):
+            return NO_ROOM
+        _advance(qp)
+        return MEM_OK
+    if opcode == WrOpcode.ATOMIC_CMP_AND_SWP or opcode == WrOpcode.ATOMIC_FETCH_AND_ADD:
+        if not _send_atomic(eng, tx, qp, qp_index, wqe):
+            return NO_ROOM
+        _advance(qp)
+        return MEM_OK
+    status = _send_data(eng, tx, qp, qp_index, wqe, index)
+    if status == MEM_OK and int(qp["req_off"]) == int(wqe["length"]):
+        _advance(qp)
+        if qp["type"] != QpType.RC:  # sent is done: nobody acknowledges
+            qp["una_psn"] = qp["req_psn"]
+            complete_send(eng, qp, qp_index, WcStatus.SUCCESS)
+    return status
