@@ -11,6 +11,7 @@ from netio.fdio import fd_recv, fd_send
 from netio.libc import AUX_EVENT, AUX_POLL, AUX_TIMEOUT, POLLIN, ppoll, read
 from netio.memring import memory_arm, memory_recv, memory_room, memory_send
 from netio.port import Kind, PortTables, Ready
+from netio.udpio import udp_recv, udp_send
 from softrnic.jit import addr_of, inline, kernel, ld16, st32, st64
 from softrnic.layout import FrameRing
 
@@ -25,6 +26,8 @@ def port_recv(pt: PortTables, rx: FrameRing) -> int:
         return fd_recv(pt, rx)
     if kind == Kind.MEMORY:
         return memory_recv(pt, rx)
+    if kind == Kind.UDP:
+        return udp_recv(pt, rx)
     return 0
 
 
@@ -36,6 +39,8 @@ def port_send(pt: PortTables, tx: FrameRing, n: int) -> int:
         return fd_send(pt, tx, n)
     if kind == Kind.MEMORY:
         return memory_send(pt, tx, n)
+    if kind == Kind.UDP:
+        return udp_send(pt, tx, n)
     return 0
 
 

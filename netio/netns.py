@@ -1,8 +1,9 @@
-"""Network namespaces, veth pairs, bridges and VLANs, for tests, demos and several NICs on one machine. Needs root.
+"""Network namespaces, veth pairs, bridges and VLANs: several NICs on one machine. Needs root.
 
 Namespaces have no name: they live by the descriptors held here, so they and all devices in them are gone when
-the context ends, when an exception leaves it, and when the process is killed. Synchronous on purpose: pyroute2's
-sockets cannot be used inside a running uvloop; call this from a thread of its own (asyncio.to_thread).
+the context ends, when an exception leaves it, and when the process is killed. Synchronous on purpose:
+pyroute2's sockets cannot be used inside a running uvloop; call this from a thread of its own
+(asyncio.to_thread).
 
 A thread enters a namespace, other threads stay where they are, and a socket belongs to the namespace it was
 opened in for good:

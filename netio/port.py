@@ -122,7 +122,8 @@ PORT = np.dtype(
         ("peer_fd", "i4"),    # memory: the peer's eventfd
         ("vnet", "i4"),       # bytes of the virtio-net header
         ("family", "i4"),     # UDP: AF_INET or AF_INET6
-        ("sport", "i4"),      # UDP: the bound port
+        ("sport", "i4"),      # UDP: the bound port, and the peers'
+        ("dport", "i4"),      # UDP: the port the engine is to see
         ("mtu", "i4"),
         ("ring_bytes", "i4"), # memory: data bytes of each direction's ring
         ("tx_base", "i8"),    # memory: address of the ring we fill

@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from netio import memory, netns, raw, tap
+from netio import memory, netns, raw, tap, udp
 from netio.bare import BarePort
 from netio.kernels import port_recv, port_send, port_tx_room
 from netio.port import PortTables
@@ -148,10 +148,18 @@ def tap_pair() -> Iterator[Pair]:
             yield a, b
 
 
+@contextlib.contextmanager
+def udp_pair() -> Iterator[Pair]:
+    """Two UDP sockets on the loopback device."""
+    with udp.open_udp("127.0.0.1") as a, udp.open_udp("127.0.0.2") as b:
+        yield a, b
+
+
 PAIRS: dict[str, Callable[[], contextlib.AbstractContextManager[Pair]]] = {
     "memory": memory_pair,
     "raw": raw_pair,
     "tap": tap_pair,
+    "udp": udp_pair,
 }
 ADDRESSES = {"udp": (b"\x7f\0\0\1", b"\x7f\0\0\2")}
 
@@ -160,9 +168,8 @@ def report(kind: str, seconds: float, runs: int) -> None:
     src, dst = ADDRESSES.get(kind, (b"\x0a\0\0\1", b"\x0a\0\0\2"))
     with PAIRS[kind]() as pair:
         compile_for(pair)
-        for payload, count in SHAPES:
-            if count > 1 and count > pair[0].caps.max_segments:
-                continue
+        for payload, most in SHAPES:
+            count = min(most, max(1, pair[0].caps.max_segments))
             seg = payload if count > 1 else 0
             frame = udp_frame(payload * count, seg, source=pair[0], sink=pair[1], src=src, dst=dst)
             window = max(BURST, (1 << 19) // len(frame))
@@ -170,7 +177,10 @@ def report(kind: str, seconds: float, runs: int) -> None:
             rate = statistics.median(rates)
             gbits = rate * payload * count * 8 / 1e9
             packets = rate * count
-            print(f"{kind:8} {payload:5} x {count:3}  {rate:10.0f} frames/s  {packets:11.0f} packets/s  {gbits:6.1f} Gb/s")
+            print(
+                f"{kind:8} {payload:5} x {count:3}  {rate:10.0f} frames/s"
+                f"  {packets:11.0f} packets/s  {gbits:6.1f} Gb/s"
+            )
 
 
 def main() -> None:
