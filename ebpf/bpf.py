@@ -23,6 +23,10 @@ _SYSCALL_NUMBER = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
 
 _LICENSE = b"MIT\0"  # GPL-compatible ones open more helpers; we use none of those
 _LOG_BYTES = 1 << 20
+_TEST_ROOM = 256  # by how much a program under test may make its packet longer
+
+
+Buffer = ctypes.Array[ctypes.c_char]
 
 
 class Cmd(IntEnum):
@@ -96,7 +100,7 @@ class Fd:
         self.close()
 
 
-def _bpf(command: Cmd, attr: ctypes.Array[ctypes.c_char]) -> int:
+def _bpf(command: Cmd, attr: Buffer) -> int:
     machine = platform.machine()
     if machine not in _SYSCALL_NUMBER:
         raise BpfError(command, errno.ENOSYS, f"the number of bpf(2) is not known for {machine}")
@@ -109,7 +113,16 @@ def _bpf(command: Cmd, attr: ctypes.Array[ctypes.c_char]) -> int:
     return int(result)
 
 
-def _attr(layout: str, *values: int | bytes) -> ctypes.Array[ctypes.c_char]:
+def _buffer(content: bytes | None) -> Buffer | None:
+    """Memory for the kernel to read or write; none for what is empty, which it wants as a null pointer."""
+    return ctypes.create_string_buffer(content, len(content)) if content else None
+
+
+def _address(buffer: Buffer | None) -> int:
+    return ctypes.addressof(buffer) if buffer is not None else 0
+
+
+def _attr(layout: str, *values: int | bytes) -> Buffer:
     packed = struct.pack("=" + layout, *values)
     return ctypes.create_string_buffer(packed, len(packed))
 
@@ -162,11 +175,10 @@ class Map(Fd):
     def _element(self, command: Cmd, key: bytes | None, value: bytes) -> bytes:
         if key is not None and len(key) != self.key_size:
             raise ValueError(f"key of {len(key)} bytes for a map of {self.key_size}-byte keys")
-        key_buffer = ctypes.create_string_buffer(key or b"", self.key_size)
-        value_buffer = ctypes.create_string_buffer(value, max(len(value), 1))
-        key_address = ctypes.addressof(key_buffer) if key is not None else 0
-        _bpf(command, _attr("I4xQQQ", self.fileno(), key_address, ctypes.addressof(value_buffer), 0))
-        return value_buffer.raw[: len(value)]
+        key_buffer = _buffer(key)
+        value_buffer = _buffer(value)
+        _bpf(command, _attr("I4xQQ8x", self.fileno(), _address(key_buffer), _address(value_buffer)))
+        return value_buffer.raw if value_buffer else b""
 
 
 def _key_error(error: BpfError, key: bytes) -> Exception:
@@ -187,13 +199,17 @@ class Program(Fd):
         super().__init__(_load(kind, name, code, flags))
         self.kind = kind
 
-    def test_run(self, packet: bytes, *, room: int = 256) -> TestRun:
-        """Run once over `packet` without any interface. The kernel insists on at least 14 bytes."""
-        data_in = ctypes.create_string_buffer(packet, len(packet))
-        data_out = ctypes.create_string_buffer(len(packet) + room)
+    def test_run(self, packet: bytes, context: bytes = b"") -> TestRun:
+        """Run once over `packet`, which no interface will see. The kernel insists on at least 14 bytes.
+
+        `context`: a struct xdp_md or __sk_buff, for the fields that the packet does not tell.
+        """
+        data_in, context_in = _buffer(packet), _buffer(context)
+        data_out = ctypes.create_string_buffer(len(packet) + _TEST_ROOM)
         attr = _attr(
-            "4I2Q2I40x", self.fileno(), 0, len(packet), len(data_out),
-            ctypes.addressof(data_in), ctypes.addressof(data_out), 1, 0,
+            "4I2Q4I2Q16x",
+            self.fileno(), 0, len(packet), len(data_out), _address(data_in), _address(data_out),
+            1, 0, len(context), 0, _address(context_in), 0,
         )  # fmt: skip
         _bpf(Cmd.PROG_TEST_RUN, attr)
         _, retval, _, size_out = struct.unpack_from("=4I", attr.raw)
@@ -202,13 +218,12 @@ class Program(Fd):
 
 def _load(kind: ProgType, name: str, code: bytes, flags: int) -> int:
     """PROG_LOAD; on refusal once more with the verifier's log on, so that the error can show it."""
-    code_buffer = ctypes.create_string_buffer(code, len(code))
-    license_buffer = ctypes.create_string_buffer(_LICENSE, len(_LICENSE))
+    code_buffer, license_buffer = _buffer(code), _buffer(_LICENSE)
 
     def attempt(log_level: int, log_size: int, log_address: int) -> int:
         attr = _attr(
             "2I2Q2IQ2I16s",
-            kind, len(code) // 8, ctypes.addressof(code_buffer), ctypes.addressof(license_buffer),
+            kind, len(code) // 8, _address(code_buffer), _address(license_buffer),
             log_level, log_size, log_address, 0, flags, name.encode()[:15],
         )  # fmt: skip
         return _bpf(Cmd.PROG_LOAD, attr)
@@ -218,7 +233,7 @@ def _load(kind: ProgType, name: str, code: bytes, flags: int) -> int:
     except BpfError as refusal:
         log = ctypes.create_string_buffer(_LOG_BYTES)
         try:
-            return attempt(1, _LOG_BYTES, ctypes.addressof(log))
+            return attempt(1, _LOG_BYTES, _address(log))
         except BpfError:
             raise BpfError(Cmd.PROG_LOAD, refusal.errno, log.value.decode(errors="replace")) from None
 

@@ -91,8 +91,9 @@ class XdpMd(IntEnum):
 class Skb(IntEnum):
     """Offsets in struct __sk_buff."""
 
-    LEN      = 0
-    GSO_SIZE = 176
+    LEN          = 0
+    VLAN_PRESENT = 20
+    GSO_SIZE     = 176
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,22 +119,22 @@ TC = Hook("tc", ProgType.SCHED_CLS, 0, Helper.SKB_LOAD_BYTES, not_roce=Tc.NEXT, 
 WHOLE_FRAME, NOTHING = 0xFFFFFFFF, 0
 
 
-def steering_program(hook: Hook) -> Builder:
-    """The program of an interface: `hook` is XDP or TC."""
+def steering_program(hook: Hook, *, vlan: bool = False) -> Builder:
+    """The program of an interface: `hook` is XDP or TC; `vlan`: frames with a VLAN tag are ours too."""
     b = Builder(f"softrnic_{hook.name}", hook.prog_type, hook.prog_flags)
     frame = Frame(b, hook)
-    rule = steer(frame)
+    rule = steer(frame, vlan=vlan)
     count_rule(frame, rule)
     act(frame, rule)
     return b
 
 
-def socket_program(target: int, *, others: bool) -> Builder:
+def socket_program(target: int, *, others: bool, vlan: bool = False) -> Builder:
     """The filter of an AF_PACKET socket of function `target`; `others`: it wants what is not RoCEv2 too."""
     not_roce = WHOLE_FRAME if others else NOTHING
     hook = Hook("socket", ProgType.SOCKET_FILTER, 0, Helper.SKB_LOAD_BYTES, not_roce, NOTHING, NOTHING)
     b = Builder(f"softrnic_f{target}", hook.prog_type, hook.prog_flags)
-    rule = steer(Frame(b, hook))
+    rule = steer(Frame(b, hook), vlan=vlan)
     select(b, rule, target)
     return b
 
@@ -177,25 +178,29 @@ class Frame:
 # --- from the frame to its rule -----------------------------------------------------------------------------
 
 
-def steer(frame: Frame) -> Memory:
+def steer(frame: Frame, *, vlan: bool) -> Memory:
     """The rule for the frame. A frame that has none has left the program."""
     key = frame.b.buffer(KEY.size)
-    ethertype, l3 = parse_ethernet(frame)
+    ethertype, l3 = parse_ethernet(frame, vlan=vlan)
     l4 = parse_ip(frame, ethertype, l3, key)
     check_udp_port(frame, l4)
     parse_bth(frame, l4, key)
     return find_rule(frame, key)
 
 
-def parse_ethernet(frame: Frame) -> tuple[Value, Value]:
-    """(ethertype, offset of the IP header); one VLAN tag is stepped over.
+def parse_ethernet(frame: Frame, *, vlan: bool) -> tuple[Value, Value]:
+    """(ethertype, offset of the IP header). A tagged frame is another interface's, unless `vlan`.
 
-    Where the kernel has taken the tag out already (tc, sockets) the frame looks untagged.
+    The kernel takes the tag out of the frame on its way to tc and sockets, and keeps it beside.
     """
     b = frame.b
     ethernet = frame.header(0, 14)
-    ethertype, l3 = b.variable(0), b.variable(14)
-    ethertype.set(ethernet.be16(12))
+    ethertype, l3 = b.variable(ethernet.be16(12)), b.variable(14)
+    if not vlan:
+        if frame.hook is not XDP:
+            with b.when(b.context.u32(Skb.VLAN_PRESENT) != 0):
+                b.leave(frame.hook.not_roce)
+        return ethertype.get(), l3.get()
     with b.when(ethertype.get() == ETH_P_8021Q):
         tag = frame.header(14, 4)
         ethertype.set(tag.be16(2))

@@ -11,6 +11,7 @@ What a rule does to a packet is `program.py`'s.
 
 from __future__ import annotations
 
+import errno
 import socket
 from enum import StrEnum
 
@@ -36,10 +37,17 @@ _XDP_MODE = {Mode.XDP: XdpMode.AUTO, Mode.XDP_NATIVE: XdpMode.NATIVE, Mode.XDP_G
 
 
 class Steering(RuleTable):
-    """The steering program on an interface of the calling thread's network namespace, until `close()`."""
+    """The steering program on an interface of the calling thread's network namespace, until `close()`.
 
-    def __init__(self, ifname: str, mode: Mode | str = Mode.TC, *, default: Rule | None = None) -> None:
+    `default` is the rule for any address, in force from the first moment. `vlan`: frames with a VLAN tag are
+    judged too; without it they are left alone, for they belong to VLAN devices on top of this one.
+    """
+
+    def __init__(
+        self, ifname: str, mode: Mode | str = Mode.TC, *, default: Rule | None = None, vlan: bool = False
+    ) -> None:
         self.mode = Mode(mode)
+        self.vlan = vlan
         ifindex = _ifindex(ifname)
         super().__init__()
         try:
@@ -54,9 +62,9 @@ class Steering(RuleTable):
 
     def _attach(self, ifindex: int) -> Attachment:
         if self.mode is Mode.TC:
-            with self.load(steering_program(TC)) as program:
+            with self.load(steering_program(TC, vlan=self.vlan)) as program:
                 return attach_tc(program, ifindex)
-        with self.load(steering_program(XDP)) as program:
+        with self.load(steering_program(XDP, vlan=self.vlan)) as program:
             return attach_xdp(program, ifindex, _XDP_MODE[self.mode])
 
     def add(self, address: Address | None, qpn: int | None, rule: Rule) -> None:
@@ -78,7 +86,7 @@ class Steering(RuleTable):
         if self.mode is not Mode.TC:
             raise ValueError("AF_PACKET sockets need mode tc")
         socket_slot(target, 0)
-        with self.load(socket_program(target, others=others)) as program:
+        with self.load(socket_program(target, others=others, vlan=self.vlan)) as program:
             sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, program.fileno())
 
     def close(self) -> None:
@@ -91,4 +99,4 @@ def _ifindex(ifname: str) -> int:
     try:
         return socket.if_nametoindex(ifname)
     except OSError as error:
-        raise IoError(error.errno or 0, f"interface {ifname}") from error
+        raise IoError(errno.ENODEV, f"interface {ifname}") from error
