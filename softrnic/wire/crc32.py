@@ -1,7 +1,7 @@
 """CRC-32 (IEEE 802.3) of memory, alone or fused with a copy.
 
-A CRC here is the raw running state of the shift register: start from CRC_INIT, and invert at the end. Which code
-runs is chosen once, at import, from what the CPU has. Without a compiler it is zlib.
+A CRC here is the raw running state of the shift register: start from CRC_INIT, and invert at the end. Which
+code runs is chosen once, at import, from what the CPU has. Without a compiler it is zlib.
 """
 
 from __future__ import annotations

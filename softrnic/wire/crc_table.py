@@ -1,4 +1,4 @@
-"""CRC-32 by sixteen tables of 256: for any CPU, for short runs of words in registers, and to build other tables.
+"""CRC-32 by sixteen tables of 256: for any CPU, for words in registers, and to build other tables.
 
 A state is the raw shift register, reflected: bit 31 is the coefficient of x^0.
 """

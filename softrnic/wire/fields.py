@@ -1,8 +1,9 @@
 """Big-endian fields of 8 to 64 bits in a uint8 array, at any offset.
 
-Decides nothing: bytes to int64 and back. The caller has checked that the field lies inside the buffer; a build
-with bounds checks, and every run without a compiler, checks once more and raises IndexError. `get64` is signed,
-as every 64-bit quantity in a kernel is: a virtual address above 2^63 is negative and fails its range check.
+Decides nothing: bytes to int64 and back. The caller has checked that the field lies inside the buffer; a
+build with bounds checks, and every run without a compiler, checks once more and raises IndexError. `get64`
+is signed, as every 64-bit quantity in a kernel is: a virtual address above 2^63 is negative and fails its
+range check.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Ethernet, IPv4 or IPv6, and UDP port 4791 around a RoCEv2 packet: taking them off and putting them on.
 
-Decides whether a frame is RoCEv2 and whether its outer headers are sound (Annex A17.3), and finds the segments
-of a super-frame. Never looks at the BTH, never knows a QP, an address table or a port. A frame that is not UDP
-to port 4791 is NOT_ROCE, which is no error: other traffic of the same wire. Any other LinkError is worth a
-counter.
+Decides whether a frame is RoCEv2 and whether its outer headers are sound (Annex A17.3), and finds the
+segments of a super-frame. Never looks at the BTH, never knows a QP, an address table or a port. A frame
+that is not UDP to port 4791 is NOT_ROCE, which is no error: other traffic of the same wire. Any other
+LinkError is worth a counter.
 """
 
 from __future__ import annotations
@@ -195,8 +195,8 @@ def _fold(total: int) -> int:
 def put_link(buf: np.ndarray, off: int, avs: np.ndarray, i: int, udp_payload_len: int, ip_id: int = 0) -> int:
     """Write the headers of address vector `i` at `off` and return the offset of the BTH.
 
-    `udp_payload_len` is that of the whole super-frame. Nothing from the BTH on is touched, so the transport may
-    be there already.
+    `udp_payload_len` is that of the whole super-frame. Nothing from the BTH on is touched, so the transport
+    may be there already.
     """
     av = avs[i]
     hdr_len = int(av["hdr_len"])

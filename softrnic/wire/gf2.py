@@ -1,12 +1,12 @@
 """Polynomials over GF(2) modulo that of CRC-32, and where the constants of carry-less folding come from.
 
-A polynomial is an int, bit i the coefficient of x^i; `reflect` turns it into what a CPU register holds, since in
-CRC-32 the first bit of a byte is its lowest. Python only: it runs at import, never in a kernel.
+A polynomial is an int, bit i the coefficient of x^i; `reflect` turns it into what a CPU register holds,
+since in CRC-32 the first bit of a byte is its lowest. Python only: it runs at import, never in a kernel.
 """
 
 from __future__ import annotations
 
-CRC32 = 0x104C11DB7  # x^32 + x^26 + x^23 + x^22 + x^16 + x^12 + x^11 + x^10 + x^8 + x^7 + x^5 + x^4 + x^2 + x + 1
+CRC32 = 0x104C11DB7  # x^32 + x^26 + x^23 + x^22 + x^16 + x^12 + x^11 + x^10 + x^8 + x^7 + ... + x + 1
 
 
 def reflect(p: int, bits: int) -> int:

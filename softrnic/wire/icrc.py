@@ -1,10 +1,12 @@
 """The invariant CRC of RoCEv2 (IBTA 7.8.1, A17.3.3).
 
-CRC-32 over 64 one bits in place of the LRH, the IP and UDP headers with their variant fields taken as ones, the
-BTH with its byte 4 (resv8a) taken as ones, and all that follows up to the ICRC itself. Stored little-endian.
+CRC-32 over 64 one bits in place of the LRH, the IP and UDP headers with their variant fields taken as ones,
+the BTH with its byte 4 (resv8a) taken as ones, and all that follows up to the ICRC itself. Stored little-
+endian.
 
-A flow's headers differ from packet to packet only in lengths and IP identification. CRC is linear, so they are
-taken as zero in a base that is computed once per flow or frame, and what they add is XORed in per packet:
+A flow's headers differ from packet to packet only in lengths and IP identification. CRC is linear, so they
+are taken as zero in a base that is computed once per flow or frame, and what they add is XORed in per
+packet:
 
     base = icrc_base(headers)                        once
     crc  = icrc_seed(base, ip_id, udp_payload_len)   per packet
@@ -60,8 +62,7 @@ def _both(a: list[int], b: list[int]) -> list[int]:
 _SEED_V4 = frozen([_contribution(off, _IPV4_TO_BTH) for off in (2, 3, 4, 5, 24, 25)], "u4")
 # IPv6 payload length equals UDP length, so one lookup serves both.
 _SEED_V6 = frozen(
-    [_both(_contribution(ip, _IPV6_TO_BTH), _contribution(udp, _IPV6_TO_BTH)) for ip, udp in ((4, 44), (5, 45))],
-    "u4",
+    [_both(_contribution(4 + i, _IPV6_TO_BTH), _contribution(44 + i, _IPV6_TO_BTH)) for i in (0, 1)], "u4"
 )
 # A change of BTH byte 4 moved back to where the state enters the BTH: masking costs one lookup.
 _RESV8A = frozen([_rewind(b ^ 0xFF, 4) for b in range(256)], "u4")
@@ -146,9 +147,9 @@ def icrc_check(
 
 # --- packets whose IP identification and DF bit the port could not see --------------------------------------
 #
-# Wrong guesses of those 17 bits XOR a member of a fixed 17-dimensional subspace of GF(2)^32 into the state before
-# the BTH. So carry the difference of the ICRCs back over the packet, and ask for membership: fifteen parity checks
-# that every member passes. A corrupted packet passes all of them by chance once in 2^15.
+# Wrong guesses of those 17 bits XOR a member of a fixed 17-dimensional subspace of GF(2)^32 into the state
+# before the BTH. So carry the difference of the ICRCs back over the packet, and ask for membership: fifteen
+# parity checks that every member passes. A corrupted packet passes all of them by chance once in 2^15.
 
 
 _ONE = 1 << 31  # the polynomial 1

@@ -1,4 +1,4 @@
-"""The one table of BTH opcodes: what each carries, where it stands in a message, what it asks of its receiver.
+"""The one table of BTH opcodes: what each carries, where in a message it stands, what it asks for.
 
 One row per opcode; kernels read the same rows as two frozen arrays (`op_flags`, `op_ext_len`). An opcode that
 is not in the table has no VALID flag. Nothing here knows a QP. IBTA 9.2.1 (table 38), 9.3; A17.9 for the CNP.
@@ -86,7 +86,8 @@ def _send_and_write(service: Service) -> list[Opcode]:
     """The twelve opcodes that RC and UC share."""
     f = OpFlag
     send, write = (f.REQUEST, f.SEND, f.PAYLOAD), (f.REQUEST, f.WRITE, f.PAYLOAD)
-    first, last, only = (f.FIRST, f.NEEDS_RWQE), (f.LAST, f.COMPLETES_RECV), (f.ONLY, f.NEEDS_RWQE, f.COMPLETES_RECV)
+    first, last = (f.FIRST, f.NEEDS_RWQE), (f.LAST, f.COMPLETES_RECV)
+    only = (f.ONLY, f.NEEDS_RWQE, f.COMPLETES_RECV)
     imm = (f.IMMDT, f.NEEDS_RWQE, f.COMPLETES_RECV)
     return [
         _row(service, Op.SEND_FIRST,     "Send First",                *send, *first),
@@ -106,7 +107,8 @@ def _send_and_write(service: Service) -> list[Opcode]:
 
 def _rows() -> list[Opcode]:
     f, rc, ud = OpFlag, Service.RC, Service.UD
-    send, only = (f.REQUEST, f.SEND, f.PAYLOAD), (f.ONLY, f.NEEDS_RWQE, f.COMPLETES_RECV)
+    send = (f.REQUEST, f.SEND, f.PAYLOAD)
+    last, only = (f.LAST, f.COMPLETES_RECV), (f.ONLY, f.NEEDS_RWQE, f.COMPLETES_RECV)
     answer = (f.RESPONSE, f.READ, f.PAYLOAD)
     atomic = (f.REQUEST, f.ATOMIC, f.ONLY, f.ATOMICETH)
     return [
@@ -121,7 +123,7 @@ def _rows() -> list[Opcode]:
              f.RESPONSE, f.ATOMIC, f.ONLY, f.AETH, f.ATOMICACKETH),
         _row(rc, Op.COMPARE_SWAP,         "Compare Swap",              *atomic),
         _row(rc, Op.FETCH_ADD,            "Fetch Add",                 *atomic),
-        _row(rc, Op.SEND_LAST_INV,        "Send Last Invalidate",      *send, f.LAST, f.COMPLETES_RECV, f.IETH),
+        _row(rc, Op.SEND_LAST_INV,        "Send Last Invalidate",      *send, *last, f.IETH),
         _row(rc, Op.SEND_ONLY_INV,        "Send Only Invalidate",      *send, *only, f.IETH),
         *_send_and_write(Service.UC),
         _row(ud, Op.SEND_ONLY,            "Send Only",                 *send, *only),
