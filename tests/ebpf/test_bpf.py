@@ -96,7 +96,7 @@ def test_unknown_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_queue_beyond_the_socket_map(lab: Lab, table: RuleTable) -> None:
     """The slots of one function must not run over into the next one's."""
     table.add(None, None, Rule.to_socket(0))
-    with lab.inside(lab.host), table.load(steering_program(XDP)) as program, IPRoute() as ip:
+    with lab.host.entered(), table.load(steering_program(XDP)) as program, IPRoute() as ip:
         queues = MAX_QUEUES + 2
         ip.link("add", ifname="many0", kind="veth", peer={"ifname": "many1"},
                 num_rx_queues=queues, num_tx_queues=queues)

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import pytest
-from pyroute2 import NetNS
 
 import ebpf.attach
 from ebpf.bpf import BpfError, Cmd, Fd
@@ -23,14 +22,14 @@ from ebpf.rules import Count, Counter, Rule, mac_bytes
 from ebpf.shield import HostShield, shield
 from ebpf.steering import Mode, Steering
 from softrnic.errors import IoError
-from tests.ebpf.conftest import ETH_P_IP, FAR_MAC, Lab
+from tests.ebpf.conftest import ETH_P_IP, Lab
 from tests.ebpf.frames import DST4, DST6, ROCE, VNET_BYTES, qpn_of, roce, super_frame, udp, vnet_header
 
 pytestmark = pytest.mark.privileged("netns", "bpf")
 
 MARKER = b"to a closed port"
 TOKEN = b"not for the host"
-HOST_MAC = "02:00:00:00:01:02"
+HOST_MAC, FAR_MAC = "02:00:00:00:01:02", "02:00:00:00:00:03"
 INGRESS = 0xFFFFFFF2
 
 
@@ -70,7 +69,7 @@ def shielded(request: pytest.FixtureRequest, lab: Lab, monkeypatch: pytest.Monke
     """The host behind one kind of shield."""
     if request.param == "tc cls_bpf":
         without_links(monkeypatch)
-    with lab.inside(lab.host):
+    with lab.host.entered():
         made = SHIELDS[request.param]()
     lab.stack.enter_context(made)
     assert request.param in made.how
@@ -91,7 +90,7 @@ def test_a_shielded_host_does_not_answer(lab: Lab, shielded: str, address: str) 
 @pytest.mark.parametrize("kind", ["unshielded", "tcx link"])
 def test_super_frames(lab: Lab, kind: str, address: str) -> None:
     frame = super_frame(address, 0x11, segments=10, segment=1040)
-    with lab.inside(lab.host):
+    with lab.host.entered():
         lab.stack.enter_context(nullcontext() if kind == "unshielded" else shield("b0"))
     port = ROCE.to_bytes(2, "big")
     assert host_answers(lab, frame, address=address, token=port) == (kind == "unshielded")
@@ -110,7 +109,7 @@ def test_packet_sockets_see_what_is_shielded(lab: Lab, shielded: str) -> None:
 def test_packet_sockets_of_one_protocol_come_after_tc(lab: Lab, means: str, sees: bool) -> None:
     """Only ETH_P_ALL is asked before tc: a port must be bound to that."""
     wire, late = lab.packets("a0"), lab.packets("b0", ETH_P_IP)
-    with lab.inside(lab.host):
+    with lab.host.entered():
         lab.stack.enter_context(SHIELDS[means]())
     wire.send(roce(payload=TOKEN))
     wire.send(marker())
@@ -120,7 +119,7 @@ def test_packet_sockets_of_one_protocol_come_after_tc(lab: Lab, means: str, sees
 def test_tagged_frames_pass_a_shield(lab: Lab) -> None:
     """They belong to a VLAN interface on top, if there is one."""
     wire = lab.packets("a0")
-    with lab.inside(lab.host):
+    with lab.host.entered():
         for vlan, dropped in ((False, 0), (True, 1)):
             with Steering("b0", default=Rule.keep(), vlan=vlan) as steering:
                 answers = lab.packets("a0")
@@ -131,7 +130,7 @@ def test_tagged_frames_pass_a_shield(lab: Lab) -> None:
 
 
 def test_without_privilege_the_shield_is_a_socket(lab: Lab) -> None:
-    with lab.inside(lab.host):
+    with lab.host.entered():
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
@@ -146,12 +145,12 @@ def test_without_privilege_the_shield_is_a_socket(lab: Lab) -> None:
 
 
 def test_host_shields_share_the_port(lab: Lab) -> None:
-    with lab.inside(lab.host), HostShield(), HostShield():
+    with lab.host.entered(), HostShield(), HostShield():
         assert not host_answers(lab, vnet_header() + roce(payload=TOKEN * 2), address=DST4)
 
 
 def test_a_taken_port_is_an_error(lab: Lab) -> None:
-    with lab.inside(lab.host), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as owner:
+    with lab.host.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as owner:
         owner.bind(("", ROCE))
         with pytest.raises(IoError, match="4791") as refused:
             HostShield()
@@ -160,7 +159,7 @@ def test_a_taken_port_is_an_error(lab: Lab) -> None:
 
 @pytest.mark.parametrize("open_it", [shield, Steering, lambda name: Steering(name, "xdp")])
 def test_no_such_interface(lab: Lab, open_it: Callable[[str], object]) -> None:
-    with lab.inside(lab.host), pytest.raises(IoError, match="nosuch") as refused:
+    with lab.host.entered(), pytest.raises(IoError, match="nosuch") as refused:
         open_it("nosuch")
     assert refused.value.errno == errno.ENODEV
 
@@ -171,7 +170,7 @@ def test_no_such_interface(lab: Lab, open_it: Callable[[str], object]) -> None:
 @pytest.mark.parametrize("address", [DST4, DST6])
 def test_each_packet_socket_has_its_functions_packets(lab: Lab, address: str) -> None:
     wire, first, second = (lab.packets(ifname, vnet=True) for ifname in ("a0", "b0", "b0"))
-    with lab.inside(lab.host):
+    with lab.host.entered():
         steering = lab.stack.enter_context(Steering("b0"))
     for function, port in enumerate((first, second)):
         steering.filter_socket(port.sock, function)
@@ -192,7 +191,7 @@ def test_each_packet_socket_has_its_functions_packets(lab: Lab, address: str) ->
 
 def test_a_packet_socket_without_others(lab: Lab) -> None:
     wire, port = lab.packets("a0"), lab.packets("b0")
-    with lab.inside(lab.host), Steering("b0", default=Rule.to_socket(0)) as steering:
+    with lab.host.entered(), Steering("b0", default=Rule.to_socket(0)) as steering:
         steering.filter_socket(port.sock, 0, others=False)
         wire.send(marker())
         wire.send(roce(payload=TOKEN))
@@ -202,7 +201,7 @@ def test_a_packet_socket_without_others(lab: Lab) -> None:
 @pytest.mark.parametrize("mode", [Mode.XDP_NATIVE, Mode.XDP_GENERIC])
 def test_what_fits_only_one_mode(lab: Lab, mode: Mode) -> None:
     port = lab.packets("b0")
-    with lab.inside(lab.host):
+    with lab.host.entered():
         with Steering("b0", mode) as steering:
             with pytest.raises(ValueError, match="mode tc"):
                 steering.add(DST4, None, Rule.keep())
@@ -219,9 +218,9 @@ def test_what_fits_only_one_mode(lab: Lab, mode: Mode) -> None:
 @pytest.mark.parametrize("address", [DST4, DST6])
 def test_a_moved_queue_pair_is_forwarded(lab: Lab, mode: Mode, address: str) -> None:
     wire, far = lab.packets("a0"), lab.packets("c0")
-    with lab.inside(lab.far):
+    with lab.far.entered():
         lab.stack.enter_context(Steering("c0", Mode.XDP))  # gives c0 the ring that native XDP redirects into
-    with lab.inside(lab.host):
+    with lab.host.entered():
         steering = lab.stack.enter_context(Steering("b0", mode))
         out = socket.if_nametoindex("b1")
     steering.add(address, 0x11, Rule.forward(out, FAR_MAC, HOST_MAC))
@@ -236,7 +235,7 @@ def test_a_moved_queue_pair_is_forwarded(lab: Lab, mode: Mode, address: str) -> 
 @pytest.mark.parametrize("address", [DST4, DST6])
 def test_a_super_frame_is_forwarded_whole(lab: Lab, address: str) -> None:
     wire, far = lab.packets("a0", vnet=True), lab.packets("c0", vnet=True)
-    with lab.inside(lab.host):
+    with lab.host.entered():
         steering = lab.stack.enter_context(Steering("b0"))
         steering.add(address, 0x11, Rule.forward(socket.if_nametoindex("b1"), FAR_MAC, HOST_MAC))
     frame = super_frame(address, 0x11, segments=10, segment=1040)
@@ -257,7 +256,7 @@ def is_in_force(lab: Lab) -> bool:
 
 def tc_filters(lab: Lab) -> tuple[int, int]:
     """How many queueing disciplines for filters the host's interface has, and how many filters at ingress."""
-    with NetNS(lab.host) as ip:
+    with lab.host.netlink() as ip:
         index = ip.link_lookup(ifname="b0")[0]
         disciplines = [each for each in ip.get_qdiscs(index=index) if each.get_attr("TCA_KIND") == "clsact"]
         filters = [each for each in ip.get_filters(index=index, parent=INGRESS) if each["handle"]]
@@ -268,7 +267,7 @@ def tc_filters(lab: Lab) -> tuple[int, int]:
 def test_nothing_stays_behind(lab: Lab, means: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if means == "tc cls_bpf":
         without_links(monkeypatch)
-    with lab.inside(lab.host):
+    with lab.host.entered():
         with Steering("b0", MEANS[means], default=Rule.drop()) as steering:
             assert steering.how == f"{means} on b0"
             assert is_in_force(lab)
@@ -286,16 +285,13 @@ import ebpf.attach
 from ebpf.bpf import BpfError, Cmd
 from ebpf.rules import Rule
 from ebpf.steering import Steering
-from pyroute2 import netns
-
 def link(*args):
     raise BpfError(Cmd.LINK_CREATE, errno.EINVAL)
 
-namespace, mode, means = sys.argv[1:]
+fd, mode, means = sys.argv[1:]
 if means == "tc cls_bpf":
     ebpf.attach.link = link
-netns.setns(namespace)
-with Steering("b0", mode, default=Rule.drop()):
+with Namespace(int(fd)).entered(), Steering("b0", mode, default=Rule.drop()):
     print("attached", flush=True)
     sys.stdin.read()
 """
@@ -303,8 +299,11 @@ with Steering("b0", mode, default=Rule.drop()):
 
 def attach_and_kill(lab: Lab, means: str) -> None:
     """Attach in a process of its own, and let that be killed without a chance to detach."""
-    command = [sys.executable, "-c", HOLD_FOR_EVER, lab.host, MEANS[means], means]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+    fd = lab.host.fd
+    command = [sys.executable, "-c", HOLD_FOR_EVER, str(fd), MEANS[means], means]
+    with subprocess.Popen(
+        command, pass_fds=[fd], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"attached\n"
         assert is_in_force(lab)
@@ -321,7 +320,7 @@ def test_a_filter_left_by_a_killed_process_is_replaced(lab: Lab, monkeypatch: py
     attach_and_kill(lab, "tc cls_bpf")
     assert is_in_force(lab)
     without_links(monkeypatch)
-    with lab.inside(lab.host), Steering("b0", default=Rule.to_pass()):
+    with lab.host.entered(), Steering("b0", default=Rule.to_pass()):
         assert not is_in_force(lab)
         assert tc_filters(lab) == (1, 1)
     assert not is_in_force(lab)
@@ -330,26 +329,26 @@ def test_a_filter_left_by_a_killed_process_is_replaced(lab: Lab, monkeypatch: py
 
 def test_a_discipline_with_other_filters_is_spared(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     without_links(monkeypatch)
-    with NetNS(lab.host) as ip:
+    with lab.host.netlink() as ip:
         ip.tc("add", "clsact", ip.link_lookup(ifname="b0")[0])
-    with lab.inside(lab.host), Steering("b0"):
+    with lab.host.entered(), Steering("b0"):
         assert tc_filters(lab) == (1, 1)
     assert tc_filters(lab) == (1, 0)
 
 
 def test_one_xdp_program_at_a_time(lab: Lab) -> None:
-    with lab.inside(lab.host), Steering("b0", "xdp"):
+    with lab.host.entered(), Steering("b0", "xdp"):
         with pytest.raises(IoError) as refused:
             Steering("b0", "xdp")
         assert refused.value.errno == errno.EBUSY
 
 
 def test_an_interface_may_go_first(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    with lab.inside(lab.host):
+    with lab.host.entered():
         by_link = Steering("b0")
         without_links(monkeypatch)
         by_filter = Steering("b0")
-        with NetNS(lab.host) as ip:
+        with lab.host.netlink() as ip:
             ip.link("del", index=ip.link_lookup(ifname="b0")[0])
         by_link.close()
         by_filter.close()
