@@ -195,7 +195,7 @@ def test_a_packet_socket_without_others(lab: Lab) -> None:
         steering.filter_socket(port.sock, 0, others=False)
         wire.send(marker())
         wire.send(roce(payload=TOKEN))
-        assert len(port.until(TOKEN)) == 1
+        assert not any(MARKER in frame for frame in port.until(TOKEN))
 
 
 @pytest.mark.parametrize("mode", [Mode.XDP_NATIVE, Mode.XDP_GENERIC])
@@ -285,6 +285,7 @@ import ebpf.attach
 from ebpf.bpf import BpfError, Cmd
 from ebpf.rules import Rule
 from ebpf.steering import Steering
+from netio.netns import Namespace
 def link(*args):
     raise BpfError(Cmd.LINK_CREATE, errno.EINVAL)
 
