@@ -16,7 +16,7 @@ import pytest
 from ebpf.table import RuleTable
 from netio import netns
 from netio.netns import Namespace, namespace
-from tests.ebpf.frames import DST4, DST6, DST_MAC, SRC4, SRC6, SRC_MAC
+from tests.ebpf.frames import DST4, DST6, DST_MAC, SRC4, SRC6, SRC_MAC, udp
 
 SOL_PACKET, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING = 263, 15, 23
 ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800
@@ -78,7 +78,22 @@ def lab() -> Iterator[Lab]:
         netns.veth(made.far, "c0", made.host, "b1")
         _configure(made.sender, "a0", SRC_MAC, (SRC4, SRC6), neighbour=(DST4, DST6, DST_MAC))
         _configure(made.host, "b0", DST_MAC, (DST4, DST6), neighbour=(SRC4, SRC6, SRC_MAC))
+        for address in (DST4, DST6):
+            _wait_for_answer(made, address)
         yield made
+
+
+def _wait_for_answer(lab: Lab, address: str) -> None:
+    """Ask until the host answers: the kernel takes links and addresses into use when it finds the time."""
+    question = b"is anybody there"
+    with contextlib.closing(lab.packets("a0")) as wire:
+        wire.sock.settimeout(PATIENCE_S / 100)
+        for _ in range(100):
+            wire.send(udp(address, payload=question))
+            with contextlib.suppress(TimeoutError):
+                wire.until(question)
+                return
+    raise TimeoutError(f"{address} does not answer")
 
 
 def _configure(
