@@ -60,16 +60,16 @@ _plain, _copy = VARIANTS[VARIANT]
 @inline
 def crc32_addr(crc: int, addr: int, n: int) -> int:
     """Continue over `n` bytes at an address."""
-    return _plain(crc, 0, addr, n)
+    return _plain(0 ^ int(crc), 0, addr, n)
 
 
 @inline
 def crc32_update(crc: int, buf: np.ndarray, off: int, n: int) -> int:
     """Continue over `n` bytes of a buffer."""
-    return _plain(crc, 0, field_addr(buf, off, n), n)
+    return _plain(0 ^ int(crc), 0, field_addr(buf, off, n), n)
 
 
 @inline
 def crc32_copy(crc: int, dst_buf: np.ndarray, dst_off: int, src_addr: int, n: int) -> int:
     """Copy `n` bytes from an address into a buffer and continue over them, in one pass; no overlap."""
-    return _copy(crc, field_addr(dst_buf, dst_off, n), src_addr, n)
+    return _copy(0 ^ int(crc), field_addr(dst_buf, dst_off, n), src_addr, n)
