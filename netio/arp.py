@@ -256,7 +256,7 @@ def _icmpv6_sum(addresses: bytes, message: bytes) -> int:
 class NeighbourPort(Middleware):
     """A bare port together with its Neighbours.
 
-    The fast pump works on `tables`, and calls service() when kernels.port_slow_waiting() and at next_deadline().
+    The fast pump works on `tables`; it calls service() when port_slow_waiting(), and at next_deadline().
     """
 
     def __init__(self, inner: BarePort, neighbours: Neighbours) -> None:

@@ -18,7 +18,8 @@ from softrnic.spec import ROCE_UDP_PORT
 # linux/bpf_common.h
 _LD_W, _LD_H, _LD_B, _LD_H_IND, _LDX_MSH = 0x20, 0x28, 0x30, 0x48, 0xB1
 _JEQ, _JSET, _RET = 0x15, 0x45, 0x06
-_AD_VLAN_TAG_PRESENT = 0xFFFFF000 + 48  # linux/filter.h: SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT
+_AD_VLAN_TAG, _AD_VLAN_TAG_PRESENT = 0xFFFFF000 + 44, 0xFFFFF000 + 48  # linux/filter.h: SKF_AD_OFF + ...
+_VLAN_ID = 0x0FFF
 _WHOLE = 0xFFFFFFFF
 
 _SO_ATTACH_FILTER = 26
@@ -42,8 +43,14 @@ def _assemble(program: Sequence[str | Instruction]) -> bytes:
 
 
 def _untagged() -> list[str | Instruction]:
-    """A tag the driver has stripped belongs to a VLAN device on top, not to a port on this one."""
-    return [(_LD_W, _AD_VLAN_TAG_PRESENT, "", ""), (_JEQ, 0, "", "drop")]
+    """A tag the kernel has taken out belongs to a VLAN device on top, unless it only tells the priority."""
+    return [
+        (_LD_W, _AD_VLAN_TAG_PRESENT, "", ""),
+        (_JEQ, 0, "untagged", ""),
+        (_LD_W, _AD_VLAN_TAG, "", ""),
+        (_JSET, _VLAN_ID, "drop", ""),
+        "untagged",
+    ]
 
 
 def roce_filter(*, vlan: bool = False, neighbours: bool = False) -> bytes:

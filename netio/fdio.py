@@ -11,6 +11,7 @@ from typing import Any
 
 from netio.header import (
     ETH_IPV6,
+    ETH_VLAN,
     UDP_BYTES,
     fit_headers,
     get_be16,
@@ -21,10 +22,31 @@ from netio.header import (
     segment_count,
     udp_offset,
 )
-from netio.libc import AUX_HEADERS, EAGAIN, EINTR, ENOBUFS, errno, read, write
+from netio.libc import (
+    AUX_HEADERS,
+    AUX_RX,
+    EAGAIN,
+    EINTR,
+    ENOBUFS,
+    MSG_DONTWAIT,
+    errno,
+    read,
+    recvmsg,
+    write,
+)
+from netio.message import (
+    AT_CONTROL,
+    CMSG_HEADER,
+    CONTROL_BYTES,
+    control_end,
+    control_level,
+    control_type,
+    next_control,
+    prepare_message,
+)
 from netio.port import FRAME_ROOM, PortFlag, PortTables
 from netio.slow import divert, is_slow
-from softrnic.jit import addr_of, inline, ld8, ld16, memcpy, st8, st16, st64
+from softrnic.jit import addr_of, inline, ld8, ld16, ld32, ld64, memcpy, st8, st16, st32, st64
 from softrnic.layout import FRAME_HEADROOM, FRAME_STRIDE, FrameRing
 
 #   virtio_net_hdr, little-endian on every machine we run on
@@ -37,6 +59,9 @@ NEEDS_CSUM = 1
 GSO_NONE, GSO_UDP_L4, GSO_ECN = 0, 5, 0x80
 UDP_CSUM_OFFSET = 6
 
+# linux/if_packet.h: struct tpacket_auxdata is status, len, snaplen u32, mac, net, vlan_tci, vlan_tpid u16
+_SOL_PACKET, _PACKET_AUXDATA, _TP_STATUS_VLAN_VALID = 263, 8, 0x10
+
 TX_TRIES = 4  # a full device queue is retried at once this often, then the frame is lost, as on any wire
 
 
@@ -45,6 +70,7 @@ def fd_recv(pt: PortTables, rx: FrameRing) -> int:
     """Read frames until the descriptor has no more or the ring is full."""
     port = pt.port[0]
     fd = int(port["fd"])
+    ancillary = int(port["flags"]) & PortFlag.VLAN.value != 0
     slab = addr_of(rx.slab)
     slots = len(rx.frames)
     n = 0
@@ -52,14 +78,42 @@ def fd_recv(pt: PortTables, rx: FrameRing) -> int:
         if n == slots:
             break
         off = n * FRAME_STRIDE + FRAME_HEADROOM
-        got = int(read(fd, slab + off - VNET_BYTES, VNET_BYTES + FRAME_ROOM)) - VNET_BYTES
-        if got < -VNET_BYTES:
+        at, room = slab + off - VNET_BYTES, VNET_BYTES + FRAME_ROOM
+        got = _read_tagged(pt, at, room) if ancillary else int(read(fd, at, room))
+        if got < 0:
             code = errno()
             if code not in (EAGAIN, EINTR):
                 port["rx_errors"] += 1
             break
-        n += _take(pt, rx.frames[n], slab, off, got)
+        n += _take(pt, rx.frames[n], slab, off, got - VNET_BYTES)
     return n
+
+
+@inline
+def _read_tagged(pt: PortTables, at: int, room: int) -> int:
+    """Read from a packet socket that tells of VLAN tags, which the kernel has taken out of the frame."""
+    message = addr_of(pt.aux) + AUX_RX
+    prepare_message(message, at, room, 0, CONTROL_BYTES)
+    return int(recvmsg(int(pt.port[0]["fd"]), message, MSG_DONTWAIT))
+
+
+@inline
+def _put_tag_back(pt: PortTables, addr: int) -> bool:
+    """Insert the VLAN tag that came as control message, if one did, by moving the addresses 4 bytes down."""
+    message = addr_of(pt.aux) + AUX_RX
+    at, end = message + AT_CONTROL, control_end(message)
+    while at + CMSG_HEADER <= end:
+        data = at + CMSG_HEADER
+        if control_level(at) == _SOL_PACKET and control_type(at) == _PACKET_AUXDATA:
+            if int(ld32(data)) & _TP_STATUS_VLAN_VALID == 0:
+                return False
+            st64(addr - 4, ld64(addr))
+            st32(addr + 4, ld32(addr + 8))
+            put_be16(addr + 8, ETH_VLAN)
+            put_be16(addr + 10, int(ld16(data + 16)))
+            return True
+        at = next_control(at, end)
+    return False
 
 
 @inline
@@ -75,6 +129,8 @@ def _take(pt: PortTables, frame: Any, slab: int, off: int, length: int) -> int:
     if int(port["flags"]) & PortFlag.DIVERT.value and is_slow(addr, length):
         divert(pt, addr, length)
         return 0
+    if int(port["flags"]) & PortFlag.VLAN.value and _put_tag_back(pt, addr):
+        off, addr, length = off - 4, addr - 4, length + 4
     frame["off"] = off
     frame["len"] = length
     frame["seg"] = seg

@@ -1,5 +1,4 @@
-"""The in-memory wire: two ports joined by shared memory, in one process or in two. No root, no kernel in
-between.
+"""The in-memory wire: two ports joined by shared memory, in one process or in two.
 
 Decides who owns the memory and how a second process gets it. The frames are moved by netio/memring.py.
 

@@ -1,7 +1,7 @@
-"""What the kernel knows of a network device's surroundings: addresses, routes, and who has which Ethernet address.
+"""What the kernel knows of a network device's surroundings: addresses, routes, neighbours.
 
-For raw ports, whose device the kernel also owns. Synchronous, on pyroute2: see netio/netns.py for what that means.
-All functions take the namespace the device is in.
+For raw ports, whose device the kernel also owns. Synchronous, on pyroute2: see netio/netns.py for what that
+means. All functions take the namespace the device is in.
 """
 
 from __future__ import annotations

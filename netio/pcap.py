@@ -1,5 +1,4 @@
-"""Captures: a port that writes what passes to a pcapng file, packet by packet, and a reader of pcap and
-pcapng.
+"""Captures: a port that writes what passes to a pcapng file, and a reader of pcap and pcapng.
 
 Decides the file format. tcpdump on a port that carries super-frames shows one great frame; here they are
 taken apart, so that a dissector sees what a wire would carry. Format: draft-ietf-opsawg-pcapng; times are

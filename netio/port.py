@@ -36,8 +36,7 @@ class PortFlag(IntFlag):
     # fmt: off
     OFFLOAD = 1  # takes super-frames; without it the port's kernel splits them
     DIVERT  = 2  # ARP and neighbour discovery go to the slow ring, not to the engine
-    VLAN    = 4  # tagged frames are wanted, the tag comes as ancillary data
-    PACKET  = 8  # the descriptor is a packet socket, which the m-calls work on
+    VLAN    = 4  # a packet socket that is told of VLAN tags, and has them put back
     # fmt: on
 
 

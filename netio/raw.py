@@ -20,7 +20,8 @@ from softrnic.spec import ROCE_UDP_PORT
 
 # linux/if_packet.h, linux/if_ether.h, asm-generic/socket.h, linux/udp.h
 _SOL_PACKET, _SOL_UDP = 263, 17
-_PACKET_ADD_MEMBERSHIP, _PACKET_VNET_HDR, _PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING = 1, 15, 20, 23
+_PACKET_ADD_MEMBERSHIP, _PACKET_AUXDATA, _PACKET_VNET_HDR = 1, 8, 15
+_PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING = 20, 23
 _PACKET_MR_MULTICAST, _PACKET_MR_PROMISC, _PACKET_MR_UNICAST = 0, 1, 3
 _ETH_P_ALL = 3
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
@@ -32,19 +33,24 @@ class RawPort(BarePort):
     """A port on a network device. `guard` sockets keep the host's own stack from answering what is ours."""
 
     def __init__(
-        self, ifname: str, sock: socket.socket, guard: list[socket.socket], mac: bytes, mtu: int
+        self,
+        ifname: str,
+        sock: socket.socket,
+        guard: list[socket.socket],
+        *,
+        mac: bytes,
+        mtu: int,
+        vlan: bool,
     ) -> None:
         tables = make_tables(Kind.FD, fd=sock.fileno(), wake_fd=new_eventfd(), mtu=mtu)
-        tables.port["flags"] = PortFlag.OFFLOAD | PortFlag.PACKET
+        tables.port["flags"] = PortFlag.OFFLOAD | (PortFlag.VLAN if vlan else 0)
         super().__init__(ifname, tables=tables, caps=SUPER_FRAMES, mac=mac)
         self._sock = sock
         self._guard = guard
         self._ifindex = netdev.index(ifname)
 
     def join(self, mac: bytes) -> None:
-        """Have the device receive frames to another address: a multicast group, or a second unicast
-        address.
-        """
+        """Have the device receive frames to a multicast group, or to a second unicast address."""
         kind = _PACKET_MR_MULTICAST if mac[0] & 1 else _PACKET_MR_UNICAST
         request = struct.pack("=iHH8s", self._ifindex, kind, len(mac), mac)
         self._sock.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, request)
@@ -56,30 +62,32 @@ class RawPort(BarePort):
         super()._release()
 
 
-def open_raw(ifname: str, *, promisc: bool = False, guard: bool = True) -> RawPort:
+def open_raw(ifname: str, *, promisc: bool = False, vlan: bool = False, guard: bool = True) -> RawPort:
     """A port on `ifname`. With `guard`, sockets that own UDP port 4791 spare the peer the host's ICMP
     answers.
     """
     mac, mtu = netdev.mac(ifname), netdev.mtu(ifname)
     with contextlib.ExitStack() as undo:
         try:
-            sock = undo.enter_context(_packet_socket(ifname, promisc=promisc))
+            sock = undo.enter_context(_packet_socket(ifname, promisc=promisc, vlan=vlan))
             guards = [undo.enter_context(s) for s in _guard_sockets()] if guard else []
         except OSError as error:
             raise IoError(error.errno or 0, f"packet socket on {ifname}") from error
-        port = RawPort(ifname, sock, guards, mac, mtu)
+        port = RawPort(ifname, sock, guards, mac=mac, mtu=mtu, vlan=vlan)
         undo.pop_all()
     return port
 
 
-def _packet_socket(ifname: str, *, promisc: bool) -> socket.socket:
+def _packet_socket(ifname: str, *, promisc: bool, vlan: bool) -> socket.socket:
     """Bound only when all is set, so that no unfiltered frame is ever queued."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
     try:
-        attach_socket(sock, roce_filter())
+        attach_socket(sock, roce_filter(vlan=vlan))
         sock.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
         sock.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
         sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+        if vlan:
+            sock.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
         sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, BUFFER_BYTES)
         sock.bind((ifname, _ETH_P_ALL))

@@ -1,8 +1,8 @@
-"""A port that is a tap: the NIC's own side of a virtual Ethernet device, for a bridge or the host. Needs
-root.
+"""A port that is a tap: the NIC's own side of a virtual Ethernet device, for a bridge or the host.
 
-Decides the device's modes. The frames are moved by netio/fdio.py. Nobody else answers for the addresses of
-a tap's user side: wrap it in netio.arp.NeighbourPort. Opens in the calling thread's network namespace.
+Decides the device's modes; needs root. The frames are moved by netio/fdio.py. Nobody else answers for the
+addresses of a tap's user side: wrap it in netio.arp.NeighbourPort. Opens in the calling thread's network
+namespace.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def open_tap(
         request = struct.pack("16sH22x", ifname.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
         name = bytes(fcntl.ioctl(fd, _TUNSETIFF, request))[:16].rstrip(b"\0").decode()
         offload = offload and _enable_offload(fd)
-        attach(roce_filter(neighbours=True), functools.partial(fcntl.ioctl, fd, _TUNATTACHFILTER))
+        attach(roce_filter(vlan=True, neighbours=True), functools.partial(fcntl.ioctl, fd, _TUNATTACHFILTER))
         netdev.set_mtu(name, mtu)
         netdev.set_up(name)
         return TapPort(name, fd, mac=mac or local_mac(name), mtu=mtu, offload=offload)

@@ -1,6 +1,4 @@
-"""The last packets that passed a port, for looking back after a failure: what every bug report should
-carry.
-"""
+"""The last packets that passed a port, for looking back after a failure."""
 
 from __future__ import annotations
 

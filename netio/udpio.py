@@ -24,20 +24,27 @@ from netio.header import (
     udp_offset,
 )
 from netio.libc import AUX_RX, AUX_TX, EAGAIN, EINTR, ENOBUFS, MSG_DONTWAIT, errno, recvmsg, sendmsg
+from netio.message import (
+    AT_CONTROL,
+    AT_NAME,
+    CMSG_HEADER,
+    CONTROL_BYTES,
+    NAME_BYTES,
+    control_end,
+    control_level,
+    control_type,
+    next_control,
+    prepare_message,
+    write_control,
+)
 from netio.port import FRAME_ROOM, PortTables
-from softrnic.jit import addr_of, inline, ld8, ld16, ld32, ld64, memcpy, memset, st8, st16, st32, st64
+from softrnic.jit import addr_of, inline, ld8, ld16, ld32, memcpy, memset, st8, st16, st32, st64
 from softrnic.layout import FRAME_HEADROOM, FRAME_STRIDE, FrameFlag, FrameRing
 
-AF_INET, AF_INET6 = 2, 10
+AF_INET = 2
 _ETH_BYTES = 14
 _TX_TRIES = 4
-
-# A struct msghdr and all it points to, at AUX_RX and at AUX_TX: offsets from there (LP64).
-_NAME, _NAMELEN, _IOV, _IOVLEN, _CONTROL, _CONTROLLEN, _FLAGS = 0, 8, 16, 24, 32, 40, 48
-_AT_IOV, _AT_NAME, _AT_CONTROL = 64, 96, 128
-_CONTROL_BYTES = 256
-# struct cmsghdr: len i8, level i4, type i4, data; each starts at a multiple of 8
-_CMSG_HEADER = 16
+# linux/in.h, linux/in6.h, linux/udp.h
 _IP, _IPV6, _UDP = 0, 41, 17
 _IP_TOS, _IP_PKTINFO, _IPV6_PKTINFO, _IPV6_TCLASS, _UDP_SEGMENT, _UDP_GRO = 1, 8, 50, 67, 103, 104
 
@@ -55,7 +62,7 @@ def udp_recv(pt: PortTables, rx: FrameRing) -> int:
         if n == slots:
             break
         off = n * FRAME_STRIDE + FRAME_HEADROOM
-        _prepare(message, slab + off + headers, FRAME_ROOM - headers, _CONTROL_BYTES)
+        prepare_message(message, slab + off + headers, FRAME_ROOM - headers, NAME_BYTES, CONTROL_BYTES)
         got = int(recvmsg(int(port["fd"]), message, MSG_DONTWAIT))
         if got < 0:
             code = errno()
@@ -80,20 +87,6 @@ def udp_recv(pt: PortTables, rx: FrameRing) -> int:
 
 
 @inline
-def _prepare(message: int, payload: int, nbytes: int, control: int) -> None:
-    """A msghdr for one datagram at `payload`, with room for its address and control data."""
-    st64(message + _NAME, message + _AT_NAME)
-    st64(message + _NAMELEN, 28)
-    st64(message + _IOV, message + _AT_IOV)
-    st64(message + _IOVLEN, 1)
-    st64(message + _CONTROL, message + _AT_CONTROL)
-    st64(message + _CONTROLLEN, control)
-    st64(message + _FLAGS, 0)
-    st64(message + _AT_IOV, payload)
-    st64(message + _AT_IOV + 8, nbytes)
-
-
-@inline
 def _make_headers(port: Any, message: int, addr: int, payload: int) -> int:
     """Write the headers of a datagram; its segment size (0: one packet), or -1 if something is missing."""
     v4 = int(port["family"]) == AF_INET
@@ -101,7 +94,7 @@ def _make_headers(port: Any, message: int, addr: int, payload: int) -> int:
     local, tclass, seg = _read_control(message, v4)
     if local == 0:
         return -1
-    peer = message + _AT_NAME + (4 if v4 else 8)
+    peer = message + AT_NAME + (4 if v4 else 8)
     if v4:
         st64(ip, 0x45)
         st8(ip + 1, tclass)
@@ -123,7 +116,7 @@ def _make_headers(port: Any, message: int, addr: int, payload: int) -> int:
     _make_mac(addr, udp - 4)
     _make_mac(addr + 6, udp - 8 if v4 else udp - 20)
     put_be16(addr + 12, ETH_IPV4 if v4 else ETH_IPV6)
-    st16(udp, ld16(message + _AT_NAME + 2))
+    st16(udp, ld16(message + AT_NAME + 2))
     put_be16(udp + 2, int(port["dport"]))
     put_be16(udp + 4, UDP_BYTES + payload)
     st16(udp + 6, 0)
@@ -139,27 +132,23 @@ def _make_mac(mac: int, tail: int) -> None:
 
 @inline
 def _read_control(message: int, v4: bool) -> tuple[int, int, int]:
-    """(address of the local IP address or 0, traffic class, segment size) out of the control data."""
-    at = message + _AT_CONTROL
-    end = at + int(ld64(message + _CONTROLLEN))
+    """(where the local IP address is or 0, traffic class, segment size) from the control messages."""
+    at, end = message + AT_CONTROL, control_end(message)
     local = tclass = seg = 0
-    while at + _CMSG_HEADER <= end:
-        length = int(ld64(at))
-        level, kind = int(ld32(at + 8)), int(ld32(at + 12))
-        data = at + _CMSG_HEADER
-        if length < _CMSG_HEADER:
-            break
+    while at + CMSG_HEADER <= end:
+        level, kind = control_level(at), control_type(at)
+        data = at + CMSG_HEADER
         if level == _UDP and kind == _UDP_GRO:
             seg = int(ld32(data))
         elif v4 and level == _IP and kind == _IP_PKTINFO:
-            local = data + 8
+            local = data + 8  # ipi_addr: the destination in the header
         elif v4 and level == _IP and kind == _IP_TOS:
             tclass = int(ld8(data))
         elif level == _IPV6 and kind == _IPV6_PKTINFO:
             local = data
         elif level == _IPV6 and kind == _IPV6_TCLASS:
             tclass = int(ld32(data)) & 0xFF
-        at += (length + 7) & ~7
+        at = next_control(at, end)
     return local, tclass, seg
 
 
@@ -184,48 +173,38 @@ def udp_send(pt: PortTables, tx: FrameRing, n: int) -> int:
             continue
         control = _write_destination(port, message, addr + ip)
         if seg > 0:
-            at = message + _AT_CONTROL + control
-            _cmsg(at, _UDP, _UDP_SEGMENT, 2)
-            st16(at + _CMSG_HEADER, seg)
-            control += 24
-        _prepare(message, addr + udp + UDP_BYTES, payload, control)
-        st64(message + _NAMELEN, 16 if ethertype == ETH_IPV4 else 28)
+            st16(write_control(control, _UDP, _UDP_SEGMENT, 2), seg)
+            control += CMSG_HEADER + 8
+        name = 16 if ethertype == ETH_IPV4 else NAME_BYTES
+        prepare_message(message, addr + udp + UDP_BYTES, payload, name, control - message - AT_CONTROL)
         sent += _send_message(port, message, length, segment_count(addr, length, seg))
     return sent
 
 
 @inline
 def _write_destination(port: Any, message: int, ip: int) -> int:
-    """Where to, from which of our addresses, with which traffic class; returns bytes of control data."""
-    name = message + _AT_NAME
-    control = message + _AT_CONTROL
-    memset(name, 0, 28)
+    """Where to, from which of our addresses, with which traffic class; returns where control messages end."""
+    name = message + AT_NAME
+    control = message + AT_CONTROL
+    memset(name, 0, NAME_BYTES)
     st16(name, int(port["family"]))
     put_be16(name + 2, int(port["sport"]))
     if int(port["family"]) == AF_INET:
         memcpy(name + 4, ip + 16, 4)
-        _cmsg(control, _IP, _IP_PKTINFO, 12)
-        st64(control + 16, 0)
-        memcpy(control + 20, ip + 12, 4)  # ipi_spec_dst: the source address
-        st32(control + 24, 0)
-        _cmsg(control + 32, _IP, _IP_TOS, 4)
-        st32(control + 48, int(ld8(ip + 1)))
-        return 56
-    memcpy(name + 8, ip + 24, 16)
-    _cmsg(control, _IPV6, _IPV6_PKTINFO, 20)
-    memcpy(control + 16, ip + 8, 16)
-    st32(control + 32, 0)
-    _cmsg(control + 40, _IPV6, _IPV6_TCLASS, 4)
-    st32(control + 56, get_be16(ip) >> 4 & 0xFF)
-    return 64
-
-
-@inline
-def _cmsg(at: int, level: int, kind: int, nbytes: int) -> None:
-    """The header of one control message."""
-    st64(at, _CMSG_HEADER + nbytes)
-    st32(at + 8, level)
-    st32(at + 12, kind)
+        data = write_control(control, _IP, _IP_PKTINFO, 12)
+        st64(data, 0)
+        memcpy(data + 4, ip + 12, 4)  # ipi_spec_dst: the source address
+        st32(data + 8, 0)
+        data = write_control(control + 32, _IP, _IP_TOS, 4)
+        st32(data, int(ld8(ip + 1)))
+    else:
+        memcpy(name + 8, ip + 24, 16)
+        data = write_control(control, _IPV6, _IPV6_PKTINFO, 20)
+        memcpy(data, ip + 8, 16)
+        st32(data + 16, 0)
+        data = write_control(control + 40, _IPV6, _IPV6_TCLASS, 4)
+        st32(data, get_be16(ip) >> 4 & 0xFF)
+    return data + 8
 
 
 @inline
