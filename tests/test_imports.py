@@ -20,7 +20,7 @@ PACKAGES = ("softrnic", "netio", "ebpf")
 # Lowest first. A module may import its own layer's line and every line above it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("softrnic.spec", "softrnic.errors"),
-    ("softrnic.layout", "softrnic.counters"),
+    ("softrnic.layout", "softrnic.counters", "softrnic.slab"),
     ("softrnic.jit",),
     ("softrnic.hash",),
     ("softrnic.wire", "softrnic.cm"),
@@ -38,8 +38,9 @@ STRANGERS = (("netio", "ebpf"), ("ebpf", "netio"))
 PORT_VOCABULARY = {"softrnic.spec", "softrnic.errors", "softrnic.layout", "softrnic.jit"}
 PORTS_THAT_WRITE_PACKETS = ("netio.udp", "netio.arp")
 
-# Kernels have their decorators from softrnic.jit; netio.libc names functions of libc to the compiler.
-NUMBA_IMPORTERS = ("softrnic.jit", "netio.libc")
+# Kernels have their decorators and intrinsics from softrnic.jit. Beside it, wire.vector makes the vector types that
+# numba lacks, and netio.libc names functions of libc to the compiler.
+NUMBA_IMPORTERS = ("softrnic.jit", "softrnic.wire.vector", "netio.libc")
 
 SANS_IO = ("softrnic.hash", "softrnic.wire", "softrnic.cm", "softrnic.qp", "softrnic.mem", "softrnic.engine")
 IO_MODULES = {
