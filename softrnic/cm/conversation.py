@@ -90,7 +90,12 @@ class Conversation:
         self.retries = 0
         self.response_ns = timeout_ns(config.response_timeout) + 2 * timeout_ns(config.packet_life_time)
         self.service_ns = 0
-        self.linger_ns = self.response_ns
+        self.timewait_ns = 0
+
+    @property
+    def linger_ns(self) -> int:
+        """Long enough to answer a few repetitions."""
+        return 4 * self.response_ns
 
 
 class Connection(Conversation):
@@ -105,7 +110,7 @@ class Connection(Conversation):
         self.drep: Drep | None = None
         self.local_comm_id = 0
         self.remote_comm_id = 0
-        self.linger_ns = timeout_ns(req.primary.local_ack_timeout)
+        self.timewait_ns = timeout_ns(req.primary.local_ack_timeout)
 
     def qpn_in(self, rep: Rep) -> int:
         """The QP a REP of this connection offers. A14: an XRC target is named where the EE context was."""

@@ -21,8 +21,7 @@ Three rules keep this file useful:
   consumer that never answers, cost memory only for a while.
 
 State names are those of the specification and of Linux. REJ_SENT and SIDR_REP_SENT are ours: a conversation
-that is over but remembered for as long as TIMEWAIT, so that a repeated REQ, REP or SIDR_REQ gets the same
-answer again.
+that is over but remembered for a while, so that a repeated REQ, REP or SIDR_REQ gets the same answer again.
 """
 
 from __future__ import annotations
@@ -92,7 +91,8 @@ class Timer(Enum):
     RESPONSE = auto()  # the peer's answer; repeated when it does not come
     SERVICE  = auto()  # the peer's answer, after a MRA
     CONSUMER = auto()  # our own consumer
-    LINGER   = auto()  # the last packets in the network to die
+    TIMEWAIT = auto()  # the last packets in the network to die
+    LINGER   = auto()  # the peer to have heard the answer, or to repeat its question
 
 
 class Reply(Enum):
@@ -294,7 +294,7 @@ TIMERS: dict[State, Timer] = {
     S.ESTABLISHED:   Timer.NONE,
     S.DREQ_SENT:     Timer.RESPONSE,
     S.DREQ_RCVD:     Timer.CONSUMER,
-    S.TIMEWAIT:      Timer.LINGER,
+    S.TIMEWAIT:      Timer.TIMEWAIT,
     S.REJ_SENT:      Timer.LINGER,
     S.SIDR_REQ_SENT: Timer.RESPONSE,
     S.SIDR_REQ_RCVD: Timer.CONSUMER,
@@ -302,7 +302,7 @@ TIMERS: dict[State, Timer] = {
     S.CLOSED:        Timer.NONE,
 }  # fmt: skip
 
-LINGERING = frozenset(state for state, timer in TIMERS.items() if timer is Timer.LINGER)
+LINGERING = frozenset({S.TIMEWAIT, S.REJ_SENT, S.SIDR_REP_SENT})  # over, and only remembered
 PENDING = frozenset({*_REQUESTED, *_REPLYING, S.SIDR_REQ_RCVD})  # counts against a listener's backlog
 
 

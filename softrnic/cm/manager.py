@@ -412,6 +412,8 @@ class ConnectionManager:
                 patience = conversation.service_ns
             case Timer.CONSUMER:
                 patience = self.config.consumer_timeout_ns
+            case Timer.TIMEWAIT:
+                patience = conversation.timewait_ns
             case Timer.LINGER:
                 patience = conversation.linger_ns
         self._deadlines.set(conversation, now + patience)
