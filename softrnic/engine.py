@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from softrnic.jit import inline, kernel
+from softrnic.jit import i64, inline, kernel
 from softrnic.layout import EVENT_ENTRIES, FrameRing, make_engine
 from softrnic.qp.answer import ALL_SENT, answers_owed, send_answers
 from softrnic.qp.answer import MORE as ANSWERS_MORE
@@ -41,7 +41,7 @@ def transmit_burst(eng, tx, now):
     eng["now"] = now
     take_doorbells(eng)
     begin_burst(eng)
-    while int(eng["tx_n"]) < len(tx.frames):
+    while i64(eng["tx_n"]) < len(tx.frames):
         index = next_scheduled(eng)
         if index < 0:
             break
@@ -49,7 +49,7 @@ def transmit_burst(eng, tx, now):
         if qp["type"] != 0 and _send_turn(eng, tx, qp, index):
             schedule(eng, qp, index)
     close_frame(eng, tx)
-    return int(eng["tx_n"])
+    return i64(eng["tx_n"])
 
 
 @inline
@@ -78,7 +78,7 @@ def expire_timers(eng, now):
 @inline
 def has_work(eng):
     """Whether `transmit_burst` would do anything."""
-    return int(eng["sched_head"]) >= 0 or has_doorbells(eng)
+    return i64(eng["sched_head"]) >= 0 or has_doorbells(eng)
 
 
 @kernel

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from softrnic.jit import inline, kernel
+from softrnic.jit import i64, inline, kernel
 
 
 @inline
@@ -24,7 +24,7 @@ def hash_find(table, key):
     while True:
         k = table[i]["key"]
         if k == key:
-            return int(table[i]["value"])
+            return i64(table[i]["value"])
         if k == 0:
             return -1
         i = (i + 1) & mask
@@ -56,7 +56,7 @@ def hash_remove(table: np.ndarray, key: int) -> bool:
     j = i
     while True:
         j = (j + 1) & mask
-        k = int(table[j]["key"])
+        k = i64(table[j]["key"])
         if k == 0:
             break
         # an entry may move back to i unless its home lies cyclically in (i, j]

@@ -67,6 +67,11 @@ def inline(fn: F) -> F:
     return compiled
 
 
+# Widen a field of a record to a signed 64-bit integer: kernels compute in nothing else, so that no unsigned or
+# narrow type creeps into arithmetic and every helper is compiled once.
+i64 = np.int64 if JIT else int
+
+
 def frozen(values: Any, dtype: str) -> np.ndarray:
     """A read-only table that kernels may read as a compile-time constant (opcode masks, CRC tables)."""
     table = np.array(values, dtype=dtype)

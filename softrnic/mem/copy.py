@@ -7,7 +7,7 @@ nothing about protection except through it.
 
 from __future__ import annotations
 
-from softrnic.jit import addr_of, atomic_cas64, inline, ld64, memcpy
+from softrnic.jit import addr_of, atomic_cas64, i64, inline, ld64, memcpy
 from softrnic.mem.mr import check_local
 from softrnic.mem.space import MEM_DENIED, MEM_FAULT, MEM_OK, resolve
 from softrnic.wire.icrc import crc32_copy
@@ -52,16 +52,16 @@ def scatter(eng, qp, sge_base, nsge, offset, buf, src, n):
         if n == 0:
             break
         sge = eng["sges"][sge_base + i]
-        length = int(sge["length"])
+        length = i64(sge["length"])
         if offset >= length:
             offset -= length
             continue
         piece = min(n, length - offset)
-        addr = int(sge["addr"]) + offset
-        mr_index = check_local(eng, qp, int(sge["lkey"]), addr, piece, True)
+        addr = i64(sge["addr"]) + offset
+        mr_index = check_local(eng, qp, i64(sge["lkey"]), addr, piece, True)
         if mr_index < 0:
             return MEM_DENIED
-        status = write_region(eng, mr_index, addr - int(eng["mrs"][mr_index]["iova"]), buf, src, piece)
+        status = write_region(eng, mr_index, addr - i64(eng["mrs"][mr_index]["iova"]), buf, src, piece)
         if status != MEM_OK:
             return status
         src += piece
@@ -77,16 +77,16 @@ def gather(eng, qp, sge_base, nsge, offset, buf, dst, n, crc):
         if n == 0:
             break
         sge = eng["sges"][sge_base + i]
-        length = int(sge["length"])
+        length = i64(sge["length"])
         if offset >= length:
             offset -= length
             continue
         piece = min(n, length - offset)
-        addr = int(sge["addr"]) + offset
-        mr_index = check_local(eng, qp, int(sge["lkey"]), addr, piece, False)
+        addr = i64(sge["addr"]) + offset
+        mr_index = check_local(eng, qp, i64(sge["lkey"]), addr, piece, False)
         if mr_index < 0:
             return MEM_DENIED, crc
-        status, crc = read_region(eng, mr_index, addr - int(eng["mrs"][mr_index]["iova"]), buf, dst, piece, crc)
+        status, crc = read_region(eng, mr_index, addr - i64(eng["mrs"][mr_index]["iova"]), buf, dst, piece, crc)
         if status != MEM_OK:
             return status, crc
         dst += piece

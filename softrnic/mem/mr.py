@@ -6,7 +6,7 @@ Decides yes or no and names the region; never touches memory.
 from __future__ import annotations
 
 from softrnic.hash import hash_find
-from softrnic.jit import inline
+from softrnic.jit import i64, inline
 from softrnic.layout import MrKind
 from softrnic.spec import Access
 
@@ -28,20 +28,20 @@ def find_mr(eng, func, key):
 @inline
 def _covers(mr, va, length):
     """Whether [va, va + length) lies inside, written so that nothing can overflow."""
-    offset = va - int(mr["iova"])
-    return length >= 0 and offset >= 0 and offset <= int(mr["length"]) and length <= int(mr["length"]) - offset
+    offset = va - i64(mr["iova"])
+    return length >= 0 and offset >= 0 and offset <= i64(mr["length"]) and length <= i64(mr["length"]) - offset
 
 
 @inline
 def check_local(eng, qp, lkey, addr, length, write):
     """Index of the region an SGE names, or -1: unknown lkey, other PD, out of range, or not writable."""
-    i = find_mr(eng, int(qp["func"]), lkey)
+    i = find_mr(eng, i64(qp["func"]), lkey)
     if i < 0:
         return -1
     mr = eng["mrs"][i]
     if mr["kind"] != MrKind.MR or mr["valid"] == 0 or mr["pdn"] != qp["pdn"]:
         return -1
-    if write and (int(mr["access"]) & _LOCAL_WRITE) == 0:
+    if write and (i64(mr["access"]) & _LOCAL_WRITE) == 0:
         return -1
     if not _covers(mr, addr, length):
         return -1
@@ -51,14 +51,14 @@ def check_local(eng, qp, lkey, addr, length, write):
 @inline
 def check_remote(eng, qp, qp_index, rkey, va, length, need):
     """Index of the region or window an rkey names if the peer may do `need` to [va, va + length), else -1."""
-    i = find_mr(eng, int(qp["func"]), rkey)
+    i = find_mr(eng, i64(qp["func"]), rkey)
     if i < 0:
         return -1
     mr = eng["mrs"][i]
-    if mr["valid"] == 0 or (int(mr["access"]) & need) != need:
+    if mr["valid"] == 0 or (i64(mr["access"]) & need) != need:
         return -1
     if mr["kind"] == MrKind.MW2:
-        if int(mr["qp"]) != qp_index:  # o10-36: a type 2 window belongs to the QP it was bound on
+        if i64(mr["qp"]) != qp_index:  # o10-36: a type 2 window belongs to the QP it was bound on
             return -1
     elif mr["pdn"] != qp["pdn"]:
         return -1

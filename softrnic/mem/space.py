@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from softrnic.counters import C
-from softrnic.jit import atomic_or64, inline, ld64
+from softrnic.jit import atomic_or64, i64, inline, ld64
 from softrnic.layout import MrKind, SpaceKind
 
 PAGE_SHIFT = 12
@@ -32,8 +32,8 @@ class Run(NamedTuple):
 @inline
 def _range_at(mr, offset):
     """Index of the range that holds `offset`: the last one that starts at or before it."""
-    ranges = int(mr["ranges"])
-    lo, hi = 0, int(mr["nranges"]) - 1
+    ranges = i64(mr["ranges"])
+    lo, hi = 0, i64(mr["nranges"]) - 1
     while lo < hi:
         mid = (lo + hi + 1) >> 1
         if ld64(ranges + 16 * mid) <= offset:
@@ -46,11 +46,11 @@ def _range_at(mr, offset):
 @inline
 def _slot_at(eng, space, addr):
     """Index relative to slot_first of the last slot that starts at or before `addr`, or -1."""
-    first = int(space["slot_first"])
-    lo, hi = -1, int(space["nslots"]) - 1
+    first = i64(space["slot_first"])
+    lo, hi = -1, i64(space["nslots"]) - 1
     while lo < hi:
         mid = (lo + hi + 1) >> 1
-        if int(eng["slots"][first + mid]["addr"]) <= addr:
+        if i64(eng["slots"][first + mid]["addr"]) <= addr:
             lo = mid
         else:
             hi = mid - 1
@@ -64,49 +64,49 @@ def _hole(eng, space, addr, n, write):
     length = min(n, PAGE_SIZE - at)
     if write:
         eng["counters"][C.HOLE_WRITES] += 1
-        return Run(int(space["hole_write"]) + at, length, MEM_OK)
+        return Run(i64(space["hole_write"]) + at, length, MEM_OK)
     eng["counters"][C.HOLE_READS] += 1
-    return Run(int(space["hole_read"]) + at, length, MEM_OK)
+    return Run(i64(space["hole_read"]) + at, length, MEM_OK)
 
 
 @inline
 def _slot_run(eng, space, addr, n, write):
     i = _slot_at(eng, space, addr)
-    first = int(space["slot_first"])
+    first = i64(space["slot_first"])
     if i >= 0:
         slot = eng["slots"][first + i]
-        inside = addr - int(slot["addr"])
-        if inside < int(slot["length"]):
-            return Run(int(slot["host"]) + inside, min(n, int(slot["length"]) - inside), MEM_OK)
-    if i + 1 < int(space["nslots"]):
-        n = min(n, int(eng["slots"][first + i + 1]["addr"]) - addr)
+        inside = addr - i64(slot["addr"])
+        if inside < i64(slot["length"]):
+            return Run(i64(slot["host"]) + inside, min(n, i64(slot["length"]) - inside), MEM_OK)
+    if i + 1 < i64(space["nslots"]):
+        n = min(n, i64(eng["slots"][first + i + 1]["addr"]) - addr)
     return _hole(eng, space, addr, n, write)
 
 
 @inline
 def _present_bytes(space, addr, n):
     """How many bytes from `addr` lie in pages the device may touch."""
-    shift = int(space["page_shift"])
-    bitmap = int(space["present"])
-    page = (addr - int(space["first"])) >> shift
-    last = (addr + n - 1 - int(space["first"])) >> shift
-    if page < 0 or last >= int(space["npages"]):
+    shift = i64(space["page_shift"])
+    bitmap = i64(space["present"])
+    page = (addr - i64(space["first"])) >> shift
+    last = (addr + n - 1 - i64(space["first"])) >> shift
+    if page < 0 or last >= i64(space["npages"]):
         return 0
     p = page
     while p <= last and (ld64(bitmap + ((p >> 6) << 3)) >> (p & 63)) & 1:
         p += 1
     if p > last:
         return n
-    return max(0, (p << shift) + int(space["first"]) - addr)
+    return max(0, (p << shift) + i64(space["first"]) - addr)
 
 
 @inline
 def mark_dirty(space, addr, n):
     """Record that the device writes [addr, addr + n)."""
-    shift = int(space["page_shift"])
-    bitmap = int(space["dirty"])
-    page = (addr - int(space["first"])) >> shift
-    last = (addr + n - 1 - int(space["first"])) >> shift
+    shift = i64(space["page_shift"])
+    bitmap = i64(space["dirty"])
+    page = (addr - i64(space["first"])) >> shift
+    last = (addr + n - 1 - i64(space["first"])) >> shift
     while page <= last:
         word = bitmap + ((page >> 6) << 3)
         bit = 1 << (page & 63)
@@ -120,18 +120,18 @@ def resolve(eng, mr_index, offset, n, write):
     """The run of at most `n` bytes at `offset` of a region that has already been checked for access."""
     mr = eng["mrs"][mr_index]
     if mr["kind"] != MrKind.MR:
-        parent = eng["mrs"][int(mr["parent"])]
-        offset += int(mr["iova"]) - int(parent["iova"])
+        parent = eng["mrs"][i64(mr["parent"])]
+        offset += i64(mr["iova"]) - i64(parent["iova"])
         mr = parent
-    if int(mr["nranges"]) == 1:
-        addr = int(mr["addr"]) + offset
+    if i64(mr["nranges"]) == 1:
+        addr = i64(mr["addr"]) + offset
     else:
         i = _range_at(mr, offset)
-        entry = int(mr["ranges"]) + 16 * i
+        entry = i64(mr["ranges"]) + 16 * i
         addr = ld64(entry + 8) + offset - ld64(entry)
-        if i + 1 < int(mr["nranges"]):
+        if i + 1 < i64(mr["nranges"]):
             n = min(n, ld64(entry + 16) - offset)
-    space = eng["spaces"][int(mr["space"])]
+    space = eng["spaces"][i64(mr["space"])]
     if space["paged"] and mr["odp"]:
         have = _present_bytes(space, addr, n)
         if have == 0:

@@ -7,7 +7,7 @@ for lost; so the ACK waits until every pending resource has been answered.
 from __future__ import annotations
 
 from softrnic.counters import C
-from softrnic.jit import frozen, inline
+from softrnic.jit import frozen, i64, inline
 from softrnic.layout import AckState, PageWait, RdState
 from softrnic.mem.copy import read_region
 from softrnic.mem.mr import check_remote
@@ -43,9 +43,9 @@ CREDITS = frozen(
 @inline
 def credit_syndrome(qp):
     """ACK syndrome with our receive credits: the largest code not above what is posted; none for an SRQ."""
-    if int(qp["srq"]) >= 0:
+    if i64(qp["srq"]) >= 0:
         return CREDITS_INVALID
-    posted = int(qp["rq_prod"]) - int(qp["rq_head"]) + int(qp["resp_wqe"])
+    posted = i64(qp["rq_prod"]) - i64(qp["rq_head"]) + i64(qp["resp_wqe"])
     code = 0
     while code + 1 < len(CREDITS) and CREDITS[code + 1] <= posted:
         code += 1
@@ -55,11 +55,11 @@ def credit_syndrome(qp):
 @inline
 def send_answers(eng, tx, qp, qp_index, budget):
     """Send up to `budget` answers: ALL_SENT, MORE or WAIT."""
-    if int(qp["fault"]) & PageWait.RESPONDER.value:
+    if i64(qp["fault"]) & PageWait.RESPONDER.value:
         return WAIT
-    while int(qp["rd_head"]) < int(qp["rd_tail"]):
-        index = int(qp["rd_head"])
-        res = eng["rd_res"][int(qp["rd_base"]) + (index & int(qp["rd_mask"]))]
+    while i64(qp["rd_head"]) < i64(qp["rd_tail"]):
+        index = i64(qp["rd_head"])
+        res = eng["rd_res"][i64(qp["rd_base"]) + (index & i64(qp["rd_mask"]))]
         if res["state"] == RdState.PENDING:
             if budget <= 0:
                 return MORE
@@ -71,9 +71,9 @@ def send_answers(eng, tx, qp, qp_index, budget):
             if status == NO_ROOM:
                 return MORE
             if status == MEM_FAULT:
-                qp["fault"] = int(qp["fault"]) | PageWait.RESPONDER.value
+                qp["fault"] = i64(qp["fault"]) | PageWait.RESPONDER.value
                 eng["counters"][C.PAGE_FAULTS] += 1
-                push_event(eng, EventType.PAGE_FAULT, int(eng["fault_space"]), int(eng["fault_addr"]))
+                push_event(eng, EventType.PAGE_FAULT, i64(eng["fault_space"]), i64(eng["fault_addr"]))
                 return WAIT
             if status != MEM_OK:
                 _refuse_read(eng, qp, qp_index, res)
@@ -81,7 +81,7 @@ def send_answers(eng, tx, qp, qp_index, budget):
             if res["state"] == RdState.PENDING:
                 continue
         qp["rd_head"] = index + 1
-        qp["rd_done"] = max(int(qp["rd_done"]), index + 1)
+        qp["rd_done"] = max(i64(qp["rd_done"]), index + 1)
     if qp["ack_state"] != AckState.NONE and not _send_ack(eng, tx, qp, qp_index):
         return MORE
     return ALL_SENT
@@ -90,11 +90,11 @@ def send_answers(eng, tx, qp, qp_index, budget):
 @inline
 def _send_atomic_ack(eng, tx, qp, qp_index, res):
     length = BTH_LEN + AETH_LEN + ATOMICACKETH_LEN + ICRC_LEN
-    bth = put_plain(eng, tx, qp, qp_index, Op.ATOMIC_ACKNOWLEDGE.value, int(res["first_psn"]), length)
+    bth = put_plain(eng, tx, qp, qp_index, Op.ATOMIC_ACKNOWLEDGE.value, i64(res["first_psn"]), length)
     if bth == NO_ROOM:
         return NO_ROOM
-    put_aeth(tx.slab, bth + BTH_LEN, credit_syndrome(qp), int(res["msn"]))
-    put_atomicacketh(tx.slab, bth + BTH_LEN + AETH_LEN, int(res["orig"]))
+    put_aeth(tx.slab, bth + BTH_LEN, credit_syndrome(qp), i64(res["msn"]))
+    put_atomicacketh(tx.slab, bth + BTH_LEN + AETH_LEN, i64(res["orig"]))
     seal_plain(eng, tx, qp_index, bth, length)
     res["state"] = RdState.DONE
     return MEM_OK
@@ -110,18 +110,18 @@ def _response_op(first, last):
 @inline
 def _send_read_packet(eng, tx, qp, qp_index, res):
     """One READ response packet: NO_ROOM or a MEM_ status."""
-    psn, pmtu = int(res["cur_psn"]), int(qp["pmtu"])
-    first, last = psn == int(res["start_psn"]), psn == int(res["end_psn"])
-    offset = psn_diff(psn, int(res["first_psn"])) * pmtu
-    n = min(pmtu, int(res["length"]) - offset)
+    psn, pmtu = i64(res["cur_psn"]), i64(qp["pmtu"])
+    first, last = psn == i64(res["start_psn"]), psn == i64(res["end_psn"])
+    offset = psn_diff(psn, i64(res["first_psn"])) * pmtu
+    n = min(pmtu, i64(res["length"]) - offset)
     header = BTH_LEN + (AETH_LEN if first or last else 0)
     pad = -n & 3
     length = header + n + pad + ICRC_LEN
-    va = int(res["va"]) + offset
+    va = i64(res["va"]) + offset
     mr = -1
     if n > 0:
         # the region may have been invalidated since the request was granted
-        mr = check_remote(eng, qp, qp_index, int(res["key"]), va, n, _REMOTE_READ)
+        mr = check_remote(eng, qp, qp_index, i64(res["key"]), va, n, _REMOTE_READ)
         if mr < 0:
             return MEM_DENIED
     bth = put_plain(eng, tx, qp, qp_index, _response_op(first, last).value, psn, length)
@@ -129,11 +129,11 @@ def _send_read_packet(eng, tx, qp, qp_index, res):
         return NO_ROOM
     tx.slab[bth + 1] |= pad << 4
     if first or last:
-        put_aeth(tx.slab, bth + BTH_LEN, credit_syndrome(qp), int(res["msn"]))
+        put_aeth(tx.slab, bth + BTH_LEN, credit_syndrome(qp), i64(res["msn"]))
     crc = header_crc(eng, tx, qp_index, bth, length, header)
     if n > 0:
         at = bth + header
-        status, crc = read_region(eng, mr, va - int(eng["mrs"][mr]["iova"]), tx.slab, at, n, crc)
+        status, crc = read_region(eng, mr, va - i64(eng["mrs"][mr]["iova"]), tx.slab, at, n, crc)
         if status != MEM_OK:
             cancel(eng, length)
             return status
@@ -152,7 +152,7 @@ def _send_read_packet(eng, tx, qp, qp_index, res):
 @inline
 def _refuse_read(eng, qp, qp_index, res):
     """The memory behind a granted READ is gone: a remote access error at the packet that failed."""
-    psn = int(res["cur_psn"])
+    psn = i64(res["cur_psn"])
     eng["counters"][C.SEND_REMOTE_ACCESS_ERR] += 1
     push_event(eng, EventType.QP_ACCESS_ERR, qp_index, 0)
     enter_error(eng, qp, qp_index)
@@ -166,12 +166,12 @@ def _send_ack(eng, tx, qp, qp_index):
     """The owed ACK or NAK; False when the ring is full."""
     length = BTH_LEN + AETH_LEN + ICRC_LEN
     nak = qp["ack_state"] == AckState.NAK
-    psn = int(qp["ack_psn"]) if nak else psn_add(int(qp["epsn"]), -1)
+    psn = i64(qp["ack_psn"]) if nak else psn_add(i64(qp["epsn"]), -1)
     bth = put_plain(eng, tx, qp, qp_index, Op.ACKNOWLEDGE.value, psn, length)
     if bth == NO_ROOM:
         return False
-    syndrome = int(qp["ack_syndrome"]) if nak else credit_syndrome(qp)
-    put_aeth(tx.slab, bth + BTH_LEN, syndrome, int(qp["msn"]))
+    syndrome = i64(qp["ack_syndrome"]) if nak else credit_syndrome(qp)
+    put_aeth(tx.slab, bth + BTH_LEN, syndrome, i64(qp["msn"]))
     seal_plain(eng, tx, qp_index, bth, length)
     qp["ack_state"] = AckState.NONE
     return True
@@ -180,5 +180,5 @@ def _send_ack(eng, tx, qp, qp_index):
 @inline
 def answers_owed(qp):
     """Whether `send_answers` has anything to do, also in the error state."""
-    return int(qp["rd_head"]) < int(qp["rd_tail"]) or qp["ack_state"] != AckState.NONE
+    return i64(qp["rd_head"]) < i64(qp["rd_tail"]) or qp["ack_state"] != AckState.NONE
 

@@ -7,7 +7,7 @@ data is acknowledged by it, and the first READ or atomic without its answer is a
 from __future__ import annotations
 
 from softrnic.counters import C
-from softrnic.jit import addr_of, inline, st64
+from softrnic.jit import addr_of, i64, inline, st64
 from softrnic.layout import PageWait, WqeState
 from softrnic.mem.copy import scatter
 from softrnic.mem.space import MEM_FAULT, MEM_OK
@@ -26,10 +26,10 @@ from softrnic.wire.opcodes import OpFlag
 @inline
 def receive_response(eng, buf, qp, qp_index, pkt):
     """One response packet for an RC QP that may have requests outstanding."""
-    if psn_diff(pkt.psn, int(qp["req_hi_psn"])) >= 0:
+    if psn_diff(pkt.psn, i64(qp["req_hi_psn"])) >= 0:
         eng["counters"][C.DROP_GHOST_ACK] += 1
         return
-    if psn_diff(pkt.psn, int(qp["una_psn"])) < 0:
+    if psn_diff(pkt.psn, i64(qp["una_psn"])) < 0:
         _old_response(eng, buf, qp, qp_index, pkt)
         return
     if pkt.flags & OpFlag.ACK:
@@ -41,7 +41,7 @@ def receive_response(eng, buf, qp, qp_index, pkt):
 @inline
 def _old_response(eng, buf, qp, qp_index, pkt):
     """Nothing new, but the latest ACK may bring new credits (9.7.7.2.5)."""
-    if pkt.flags & OpFlag.ACK and psn_add(pkt.psn, 1) == int(qp["una_psn"]):
+    if pkt.flags & OpFlag.ACK and psn_add(pkt.psn, 1) == i64(qp["una_psn"]):
         syndrome = aeth_syndrome(buf, pkt.ext)
         if (syndrome >> 5) & 3 == AethKind.ACK:
             take_credits(qp, syndrome, aeth_msn(buf, pkt.ext))
@@ -57,15 +57,15 @@ def take_credits(qp, syndrome, msn):
     if code == CREDITS_INVALID:
         qp["credits_valid"] = 0
         return
-    limit = psn_add(msn, int(CREDITS[code]))
-    if qp["credits_valid"] == 0 or psn_diff(limit, int(qp["limit_ssn"])) > 0:
+    limit = psn_add(msn, i64(CREDITS[code]))
+    if qp["credits_valid"] == 0 or psn_diff(limit, i64(qp["limit_ssn"])) > 0:
         qp["limit_ssn"] = limit
     qp["credits_valid"] = 1
 
 
 @inline
 def _head(eng, qp):
-    return eng["wqes"][int(qp["sq_base"]) + (int(qp["sq_head"]) & int(qp["sq_mask"]))]
+    return eng["wqes"][i64(qp["sq_base"]) + (i64(qp["sq_head"]) & i64(qp["sq_mask"]))]
 
 
 @inline
@@ -83,29 +83,29 @@ def acknowledge_through(eng, qp, qp_index, psn):
 
     una_psn never moves past such a READ or atomic.
     """
-    start = int(qp["una_psn"])
+    start = i64(qp["una_psn"])
     answered = True
-    while int(qp["sq_head"]) < int(qp["sq_hi"]):
+    while i64(qp["sq_head"]) < i64(qp["sq_hi"]):
         wqe = _head(eng, qp)
         if wqe["state"] != WqeState.STARTED:
-            before = int(qp["sq_head"])
+            before = i64(qp["sq_head"])
             retire_local(eng, qp, qp_index)
-            if int(qp["sq_head"]) == before:
+            if i64(qp["sq_head"]) == before:
                 break
             continue
-        if psn_diff(psn, int(wqe["first_psn"])) < 0:
+        if psn_diff(psn, i64(wqe["first_psn"])) < 0:
             break
         if _wants_data(wqe):
-            if psn_diff(int(wqe["first_psn"]), int(qp["una_psn"])) > 0:
+            if psn_diff(i64(wqe["first_psn"]), i64(qp["una_psn"])) > 0:
                 qp["una_psn"] = wqe["first_psn"]
-            answered = psn_diff(psn, int(qp["una_psn"])) < 0
+            answered = psn_diff(psn, i64(qp["una_psn"])) < 0
             break
-        if psn_diff(int(wqe["last_psn"]), psn) > 0:
+        if psn_diff(i64(wqe["last_psn"]), psn) > 0:
             qp["una_psn"] = psn_add(psn, 1)
             break
-        qp["una_psn"] = psn_add(int(wqe["last_psn"]), 1)
+        qp["una_psn"] = psn_add(i64(wqe["last_psn"]), 1)
         complete_send(eng, qp, qp_index, WcStatus.SUCCESS)
-    settle(eng, qp, qp_index, psn_diff(int(qp["una_psn"]), start))
+    settle(eng, qp, qp_index, psn_diff(i64(qp["una_psn"]), start))
     return answered
 
 
@@ -117,7 +117,7 @@ def settle(eng, qp, qp_index, npsn):
     retire_local(eng, qp, qp_index)
     if qp["state"] == QpState.ERR:
         return
-    if int(qp["sq_cur"]) < int(qp["sq_head"]) or psn_diff(int(qp["una_psn"]), int(qp["req_psn"])) > 0:
+    if i64(qp["sq_cur"]) < i64(qp["sq_head"]) or psn_diff(i64(qp["una_psn"]), i64(qp["req_psn"])) > 0:
         _skip_acknowledged(eng, qp)
     if npsn > 0:
         note_progress(eng, qp, qp_index, npsn)
@@ -126,16 +126,16 @@ def settle(eng, qp, qp_index, npsn):
 
 @inline
 def _skip_acknowledged(eng, qp):
-    head = int(qp["sq_head"])
+    head = i64(qp["sq_head"])
     qp["sq_cur"] = head
     qp["req_psn"] = qp["una_psn"]
     qp["req_off"] = 0
     qp["rd_out"] = 0
-    if head < int(qp["sq_hi"]):
+    if head < i64(qp["sq_hi"]):
         wqe = _head(eng, qp)
         if wqe["state"] == WqeState.STARTED:
-            done = psn_diff(int(qp["una_psn"]), int(wqe["first_psn"]))
-            qp["req_off"] = max(0, done) * int(qp["pmtu"])
+            done = psn_diff(i64(qp["una_psn"]), i64(wqe["first_psn"]))
+            qp["req_off"] = max(0, done) * i64(qp["pmtu"])
 
 
 @inline
@@ -190,11 +190,11 @@ def _receive_nak(eng, qp, qp_index, code):
 @inline
 def _receive_data(eng, buf, qp, qp_index, pkt):
     """A READ response or atomic acknowledgement: data for the oldest WQE, which must be the one that asked."""
-    if pkt.psn != int(qp["una_psn"]):
+    if pkt.psn != i64(qp["una_psn"]):
         answered = acknowledge_through(eng, qp, qp_index, psn_add(pkt.psn, -1))
         if qp["state"] == QpState.ERR:
             return
-        if not answered or pkt.psn != int(qp["una_psn"]):
+        if not answered or pkt.psn != i64(qp["una_psn"]):
             _implied_nak(eng, qp, qp_index)
             return
     wqe = _head(eng, qp)
@@ -217,15 +217,15 @@ def _receive_data(eng, buf, qp, qp_index, pkt):
 @inline
 def _place(eng, buf, qp, qp_index, wqe, offset, src, n):
     """Write answered data to the WQE's SGEs; True when the packet counts as received."""
-    base = wqe_sge_base(qp, int(qp["sq_head"]))
-    status = scatter(eng, qp, base, int(wqe["num_sge"]), offset, buf, src, n)
+    base = wqe_sge_base(qp, i64(qp["sq_head"]))
+    status = scatter(eng, qp, base, i64(wqe["num_sge"]), offset, buf, src, n)
     if status == MEM_OK:
         return True
     if status == MEM_FAULT:
         # drop the answer and ask again when the page is there
-        qp["fault"] = int(qp["fault"]) | PageWait.REQUESTER.value
+        qp["fault"] = i64(qp["fault"]) | PageWait.REQUESTER.value
         eng["counters"][C.PAGE_FAULTS] += 1
-        push_event(eng, EventType.PAGE_FAULT, int(eng["fault_space"]), int(eng["fault_addr"]))
+        push_event(eng, EventType.PAGE_FAULT, i64(eng["fault_space"]), i64(eng["fault_addr"]))
         rewind(eng, qp, qp_index)
     else:
         fail_send(eng, qp, qp_index, WcStatus.LOC_PROT_ERR)
@@ -234,10 +234,10 @@ def _place(eng, buf, qp, qp_index, wqe, offset, src, n):
 
 @inline
 def _take_read(eng, buf, qp, qp_index, wqe, pkt):
-    pmtu = int(qp["pmtu"])
-    offset = psn_diff(pkt.psn, int(wqe["first_psn"])) * pmtu
-    last = pkt.psn == int(wqe["last_psn"])
-    if pkt.length != min(pmtu, int(wqe["length"]) - offset) or (pkt.flags & OpFlag.LAST != 0) != last:
+    pmtu = i64(qp["pmtu"])
+    offset = psn_diff(pkt.psn, i64(wqe["first_psn"])) * pmtu
+    last = pkt.psn == i64(wqe["last_psn"])
+    if pkt.length != min(pmtu, i64(wqe["length"]) - offset) or (pkt.flags & OpFlag.LAST != 0) != last:
         eng["counters"][C.BAD_RESPONSE] += 1
         fail_send(eng, qp, qp_index, WcStatus.BAD_RESP_ERR)
         return
@@ -257,9 +257,9 @@ def _take_atomic(eng, buf, qp, qp_index, wqe, pkt):
 @inline
 def _answered(eng, qp, qp_index, last):
     """One more packet of the oldest WQE's answer is in place."""
-    qp["una_psn"] = psn_add(int(qp["una_psn"]), 1)
+    qp["una_psn"] = psn_add(i64(qp["una_psn"]), 1)
     if last:
-        if int(qp["sq_head"]) < int(qp["sq_cur"]):
-            qp["rd_out"] = max(0, int(qp["rd_out"]) - 1)
+        if i64(qp["sq_head"]) < i64(qp["sq_cur"]):
+            qp["rd_out"] = max(0, i64(qp["rd_out"]) - 1)
         complete_send(eng, qp, qp_index, WcStatus.SUCCESS)
     settle(eng, qp, qp_index, 1)

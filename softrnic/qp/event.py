@@ -6,15 +6,15 @@ When nobody fetches them the ring fills and further events are counted as lost; 
 from __future__ import annotations
 
 from softrnic.counters import C
-from softrnic.jit import inline
+from softrnic.jit import i64, inline
 from softrnic.layout import EVENT_ENTRIES
 
 
 @inline
 def push_event(eng, kind, index, arg):
     """Report an event; `index` is that of the QP, CQ, SRQ or address space concerned."""
-    prod = int(eng["event_prod"])
-    if prod - int(eng["event_cons"]) >= EVENT_ENTRIES:
+    prod = i64(eng["event_prod"])
+    if prod - i64(eng["event_cons"]) >= EVENT_ENTRIES:
         eng["counters"][C.EVENTS_LOST] += 1
         return
     event = eng["events"][prod & (EVENT_ENTRIES - 1)]

@@ -6,7 +6,7 @@ Everything that turns a work request into a completion goes through here, in que
 from __future__ import annotations
 
 from softrnic.counters import C
-from softrnic.jit import frozen, inline
+from softrnic.jit import frozen, i64, inline
 from softrnic.layout import AckState, RespMsg
 from softrnic.qp.cq import deliver
 from softrnic.qp.event import push_event
@@ -20,19 +20,19 @@ _SIGNALED = int(SendFlags.SIGNALED)
 @inline
 def complete_send(eng, qp, qp_index, status):
     """Retire the oldest send WQE; errors are always reported, successes when they were asked for."""
-    wqe = eng["wqes"][int(qp["sq_base"]) + (int(qp["sq_head"]) & int(qp["sq_mask"]))]
+    wqe = eng["wqes"][i64(qp["sq_base"]) + (i64(qp["sq_head"]) & i64(qp["sq_mask"]))]
     qp["sq_head"] += 1
     if status == WcStatus.SUCCESS:
         eng["counters"][C.RDMA_SENDS] += 1
-        if (int(wqe["flags"]) & _SIGNALED) == 0 and qp["sq_sig_all"] == 0:
+        if (i64(wqe["flags"]) & _SIGNALED) == 0 and qp["sq_sig_all"] == 0:
             return
     else:
         eng["counters"][C.CQE_ERROR] += 1
-    opcode = int(wqe["opcode"])
+    opcode = i64(wqe["opcode"])
     wc_opcode = _WC_OPCODE[opcode] if opcode < len(_WC_OPCODE) else 0
-    byte_len = int(wqe["length"]) if status == WcStatus.SUCCESS else 0
+    byte_len = i64(wqe["length"]) if status == WcStatus.SUCCESS else 0
     if not deliver(
-        eng, int(qp["scq"]), wqe["wr_id"], status, wc_opcode, byte_len, 0, int(qp["qpn"]), 0, 0, False
+        eng, i64(qp["scq"]), wqe["wr_id"], status, wc_opcode, byte_len, 0, i64(qp["qpn"]), 0, 0, False
     ):
         _overrun(eng, qp, qp_index)
 
@@ -46,7 +46,7 @@ def complete_recv(eng, qp, qp_index, status, opcode, byte_len, imm, src_qp, wc_f
     else:
         eng["counters"][C.CQE_ERROR] += 1
     if not deliver(
-        eng, int(qp["rcq"]), qp["resp_wr_id"], status, opcode, byte_len, imm, int(qp["qpn"]), src_qp,
+        eng, i64(qp["rcq"]), qp["resp_wr_id"], status, opcode, byte_len, imm, i64(qp["qpn"]), src_qp,
         wc_flags, solicited,
     ):  # fmt: skip
         _overrun(eng, qp, qp_index)
@@ -66,25 +66,25 @@ def take_rwqe(eng, qp, qp_index):
     """Take the next receive WQE in hand, copied, so that its slot is free again: False when there is none."""
     if qp["resp_wqe"]:
         return True
-    srq_index = int(qp["srq"])
+    srq_index = i64(qp["srq"])
     if srq_index < 0:
-        head = int(qp["rq_head"])
-        if head == int(qp["rq_prod"]):
+        head = i64(qp["rq_head"])
+        if head == i64(qp["rq_prod"]):
             return False
-        slot = head & int(qp["rq_mask"])
-        rwqe = eng["rwqes"][int(qp["rq_base"]) + slot]
-        sge = int(qp["rq_sge_base"]) + slot * int(qp["rq_sge_max"])
+        slot = head & i64(qp["rq_mask"])
+        rwqe = eng["rwqes"][i64(qp["rq_base"]) + slot]
+        sge = i64(qp["rq_sge_base"]) + slot * i64(qp["rq_sge_max"])
         _hold(eng, qp, rwqe, sge)
         qp["rq_head"] = head + 1
         return True
     srq = eng["srqs"][srq_index]
-    head = int(srq["head"])
-    if srq["state"] != 1 or head == int(srq["prod"]):
+    head = i64(srq["head"])
+    if srq["state"] != 1 or head == i64(srq["prod"]):
         return False
-    slot = head & int(srq["mask"])
-    _hold(eng, qp, eng["rwqes"][int(srq["base"]) + slot], int(srq["sge_base"]) + slot * int(srq["sge_max"]))
+    slot = head & i64(srq["mask"])
+    _hold(eng, qp, eng["rwqes"][i64(srq["base"]) + slot], i64(srq["sge_base"]) + slot * i64(srq["sge_max"]))
     srq["head"] = head + 1
-    if int(srq["limit"]) > 0 and int(srq["prod"]) - head - 1 < int(srq["limit"]):
+    if i64(srq["limit"]) > 0 and i64(srq["prod"]) - head - 1 < i64(srq["limit"]):
         srq["limit"] = 0  # o11-5.2.5: reported once per arming
         push_event(eng, EventType.SRQ_LIMIT_REACHED, srq_index, 0)
     return True
@@ -96,8 +96,8 @@ def _hold(eng, qp, rwqe, sge):
     qp["resp_wr_id"] = rwqe["wr_id"]
     qp["resp_nsge"] = rwqe["num_sge"]
     qp["resp_len"] = rwqe["length"]
-    base = int(qp["resp_sge_base"])
-    for i in range(int(rwqe["num_sge"])):
+    base = i64(qp["resp_sge_base"])
+    for i in range(i64(rwqe["num_sge"])):
         eng["sges"][base + i]["addr"] = eng["sges"][sge + i]["addr"]
         eng["sges"][base + i]["length"] = eng["sges"][sge + i]["length"]
         eng["sges"][base + i]["lkey"] = eng["sges"][sge + i]["lkey"]
@@ -106,7 +106,7 @@ def _hold(eng, qp, rwqe, sge):
 @inline
 def flush_sq(eng, qp, qp_index):
     """Complete every send WQE with WR_FLUSH_ERR."""
-    while int(qp["sq_head"]) < int(qp["sq_prod"]):
+    while i64(qp["sq_head"]) < i64(qp["sq_prod"]):
         complete_send(eng, qp, qp_index, WcStatus.WR_FLUSH_ERR)
     qp["sq_cur"] = qp["sq_head"]
     qp["sq_hi"] = qp["sq_head"]
@@ -116,7 +116,7 @@ def flush_sq(eng, qp, qp_index):
 @inline
 def flush_rq(eng, qp, qp_index):
     """Complete every receive WQE with WR_FLUSH_ERR; of a shared queue only the one in hand."""
-    if int(qp["srq"]) >= 0:
+    if i64(qp["srq"]) >= 0:
         if qp["resp_wqe"]:
             _flush_held(eng, qp, qp_index)
         if qp["last_wqe"] == 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from softrnic.counters import C
 from softrnic.hash import hash_find
-from softrnic.jit import addr_of, inline, ld64
+from softrnic.jit import addr_of, i64, inline, ld64
 from softrnic.layout import FrameFlag
 from softrnic.qp.completer import receive_response
 from softrnic.qp.pkt import Pkt
@@ -49,7 +49,7 @@ def receive_frame(eng, rx, slot):
     frame = rx.frames[slot]
     buf = rx.slab
     eng["counters"][C.RCVD_FRAMES] += 1
-    link = parse_link(buf, int(frame["off"]), int(frame["len"]), int(frame["seg"]))
+    link = parse_link(buf, i64(frame["off"]), i64(frame["len"]), i64(frame["seg"]))
     if link.err != 0:
         reason = C.DROP_NOT_ROCE if link.err == LinkError.NOT_ROCE.value else C.DROP_MALFORMED
         eng["counters"][reason] += 1
@@ -59,7 +59,7 @@ def receive_frame(eng, rx, slot):
         eng["counters"][C.DROP_ADDRESS] += link.nseg
         return
     base = icrc_base(buf, link.l3_off, link.is_v6)
-    unknown = int(frame["flags"]) & _ID_UNKNOWN
+    unknown = i64(frame["flags"]) & _ID_UNKNOWN
     bth = link.bth_off
     for i in range(link.nseg):
         length = link.seg_len if i + 1 < link.nseg else link.last_len
@@ -86,10 +86,10 @@ def _same_ip(ip, buf, at, is_v6):
 def _function_of(eng, buf, l3_off, is_v6):
     """The function that owns the destination address, or -1."""
     at = l3_off + (24 if is_v6 else 16)
-    for i in range(int(eng["ngid"])):
+    for i in range(i64(eng["ngid"])):
         gid = eng["gids"][i]
         if gid["valid"] and _same_ip(gid["ip"], buf, at, is_v6):
-            return int(gid["func"])
+            return i64(gid["func"])
     return -1
 
 
@@ -115,7 +115,7 @@ def _receive_packet(eng, buf, func, bth, length, l3_off, is_v6):
         eng["counters"][C.DROP_QPN] += 1
         return
     qp = eng["qps"][index]
-    if not _pkey_matches(bth_pkey(buf, bth), int(qp["pkey"])):
+    if not _pkey_matches(bth_pkey(buf, bth), i64(qp["pkey"])):
         eng["counters"][C.DROP_PKEY] += 1
         return
     ext = bth + BTH_LEN
@@ -134,7 +134,7 @@ def _pkey_matches(a, b):
 
 @inline
 def _service_of(qp):
-    kind = int(qp["type"])
+    kind = i64(qp["type"])
     if kind == QpType.RC:
         return _RC
     return _UC if kind == QpType.UC else _UD
@@ -154,7 +154,7 @@ def _deliver(eng, buf, qp, index, pkt):
     if pkt.opcode & _SERVICE_MASK != service:
         eng["counters"][C.DROP_OPCODE] += 1
         return
-    state = int(qp["state"])
+    state = i64(qp["state"])
     if state == QpState.SUSPENDED:
         eng["counters"][C.DROP_SUSPENDED] += 1
         return

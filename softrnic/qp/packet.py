@@ -9,7 +9,7 @@ the frame being built is in ENGINE["tx_*"].
 from __future__ import annotations
 
 from softrnic.counters import C
-from softrnic.jit import inline
+from softrnic.jit import i64, inline
 from softrnic.layout import FRAME_HEADROOM, FRAME_STRIDE
 from softrnic.wire.frame import put_link
 from softrnic.wire.headers import ICRC_LEN, put_bth
@@ -28,22 +28,22 @@ def begin_burst(eng):
 @inline
 def close_frame(eng, tx):
     """Finish the frame being built, if any: its link headers and its descriptor."""
-    slot = int(eng["tx_slot"])
+    slot = i64(eng["tx_slot"])
     if slot < 0:
         return
     frame = tx.frames[slot]
     start = slot * FRAME_STRIDE + FRAME_HEADROOM
-    av = int(eng["tx_av"])
-    end = int(eng["tx_end"])
-    bth = start + int(eng["avs"][av]["hdr_len"])
+    av = i64(eng["tx_av"])
+    end = i64(eng["tx_end"])
+    bth = start + i64(eng["avs"][av]["hdr_len"])
     put_link(tx.slab, start, eng["avs"], av, end - bth, 0)
     frame["off"] = start
     frame["len"] = end - start
-    frame["seg"] = int(eng["tx_seg"]) if int(eng["tx_nseg"]) > 1 else 0
+    frame["seg"] = i64(eng["tx_seg"]) if i64(eng["tx_nseg"]) > 1 else 0
     frame["flags"] = 0
     frame["func"] = 0
-    nseg = int(eng["tx_nseg"])
-    l3_bytes = bth - start - int(eng["avs"][av]["l3_off"])
+    nseg = i64(eng["tx_nseg"])
+    l3_bytes = bth - start - i64(eng["avs"][av]["l3_off"])
     eng["counters"][C.SENT_FRAMES] += 1
     eng["counters"][C.SENT_PKTS] += nseg
     eng["counters"][C.SENT_BYTES] += nseg * l3_bytes + end - bth
@@ -54,25 +54,25 @@ def close_frame(eng, tx):
 @inline
 def _fits_run(eng, av, length):
     """Whether a packet of `length` may follow in the open frame."""
-    if int(eng["tx_slot"]) < 0 or int(eng["tx_av"]) != av or length > int(eng["tx_seg"]):
+    if i64(eng["tx_slot"]) < 0 or i64(eng["tx_av"]) != av or length > i64(eng["tx_seg"]):
         return False
-    used = int(eng["tx_end"]) - (int(eng["tx_slot"]) * FRAME_STRIDE + FRAME_HEADROOM)
-    return int(eng["tx_nseg"]) < int(eng["max_segs"]) and used + length <= int(eng["max_frame"])
+    used = i64(eng["tx_end"]) - (i64(eng["tx_slot"]) * FRAME_STRIDE + FRAME_HEADROOM)
+    return i64(eng["tx_nseg"]) < i64(eng["max_segs"]) and used + length <= i64(eng["max_frame"])
 
 
 @inline
 def reserve(eng, tx, av, length):
     """Room for one packet of `length` bytes from BTH to ICRC: offset of the BTH in the slab, or NO_ROOM."""
     if _fits_run(eng, av, length):
-        bth = int(eng["tx_end"])
+        bth = i64(eng["tx_end"])
         eng["tx_nseg"] += 1
         eng["tx_end"] = bth + length
         return bth
     close_frame(eng, tx)
-    slot = int(eng["tx_n"])
+    slot = i64(eng["tx_n"])
     if slot >= len(tx.frames):
         return NO_ROOM
-    bth = slot * FRAME_STRIDE + FRAME_HEADROOM + int(eng["avs"][av]["hdr_len"])
+    bth = slot * FRAME_STRIDE + FRAME_HEADROOM + i64(eng["avs"][av]["hdr_len"])
     eng["tx_slot"] = slot
     eng["tx_av"] = av
     eng["tx_seg"] = length
@@ -86,7 +86,7 @@ def cancel(eng, length):
     """Give back the packet reserved last: its payload could not be read."""
     eng["tx_nseg"] -= 1
     eng["tx_end"] -= length
-    if int(eng["tx_nseg"]) == 0:
+    if i64(eng["tx_nseg"]) == 0:
         eng["tx_slot"] = -1
 
 
@@ -94,7 +94,7 @@ def cancel(eng, length):
 def header_crc(eng, tx, av, bth, length, header):
     """CRC state after the pseudo header and the first `header` bytes (BTH and extensions) of the last packet."""
     vec = eng["avs"][av]
-    crc = icrc_seed(int(vec["icrc_base"]), int(vec["is_v6"]), int(eng["tx_nseg"]) - 1, length)
+    crc = icrc_seed(i64(vec["icrc_base"]), i64(vec["is_v6"]), i64(eng["tx_nseg"]) - 1, length)
     return icrc_bth(crc, tx.slab, bth, header)
 
 
@@ -102,7 +102,7 @@ def header_crc(eng, tx, av, bth, length, header):
 def seal(eng, tx, bth, length, crc):
     """Write the ICRC; a packet shorter than the run's segments ends the run."""
     put_icrc(tx.slab, bth + length - ICRC_LEN, icrc_finish(crc))
-    if length < int(eng["tx_seg"]):
+    if length < i64(eng["tx_seg"]):
         close_frame(eng, tx)
 
 
@@ -111,7 +111,7 @@ def put_plain(eng, tx, qp, av, opcode, psn, length):
     """Reserve a payload-free packet and write its BTH: offset of the BTH or NO_ROOM."""
     bth = reserve(eng, tx, av, length)
     if bth >= 0:
-        put_bth(tx.slab, bth, opcode, 0, 0, int(qp["pkey"]), int(qp["dqpn"]), 0, psn)
+        put_bth(tx.slab, bth, opcode, 0, 0, i64(qp["pkey"]), i64(qp["dqpn"]), 0, psn)
     return bth
 
 

@@ -7,7 +7,7 @@ credits - and writes it. What comes back is the completer's; when to go back is 
 from __future__ import annotations
 
 from softrnic.counters import C
-from softrnic.jit import frozen, inline
+from softrnic.jit import frozen, i64, inline
 from softrnic.layout import MAX_SGE, MrKind, PageWait, ReqWait, WqeState
 from softrnic.mem.copy import gather, gather_inline
 from softrnic.mem.mr import check_local, find_mr
@@ -68,13 +68,13 @@ _ONLY_OP = frozen([10, 11, 4, 5, 12, 19, 20, 0, 0, 23] + [0] * 23, "i8")
 
 @inline
 def _wqe_at(eng, qp, index):
-    return eng["wqes"][int(qp["sq_base"]) + (index & int(qp["sq_mask"]))]
+    return eng["wqes"][i64(qp["sq_base"]) + (index & i64(qp["sq_mask"]))]
 
 
 @inline
 def wqe_sge_base(qp, index):
     """First SGE slot of the send WQE with this index."""
-    return int(qp["sq_sge_base"]) + (index & int(qp["sq_mask"])) * int(qp["sq_sge_max"])
+    return i64(qp["sq_sge_base"]) + (index & i64(qp["sq_mask"])) * i64(qp["sq_sge_max"])
 
 
 @inline
@@ -103,36 +103,36 @@ def _type_bit(qp):
 @inline
 def _check_wqe(eng, qp, wqe, index):
     """Locally detected errors of a send WQE before its first packet (10.7.3, 11.4.1.1): a WcStatus."""
-    opcode = int(wqe["opcode"])
+    opcode = i64(wqe["opcode"])
     if opcode >= len(_POSTED_BY) or (_POSTED_BY[opcode] & _type_bit(qp)) == 0:
         return WcStatus.LOC_QP_OP_ERR
     if _is_local(opcode):
         return WcStatus.SUCCESS
-    if int(wqe["flags"]) & _INLINE:
-        if _is_rd_atomic(opcode) or int(wqe["length"]) > int(qp["sq_sge_max"]) * 16 or int(wqe["length"]) < 0:
+    if i64(wqe["flags"]) & _INLINE:
+        if _is_rd_atomic(opcode) or i64(wqe["length"]) > i64(qp["sq_sge_max"]) * 16 or i64(wqe["length"]) < 0:
             return WcStatus.LOC_QP_OP_ERR
     else:
-        nsge = int(wqe["num_sge"])
-        if nsge > int(qp["sq_sge_max"]) or nsge > MAX_SGE:
+        nsge = i64(wqe["num_sge"])
+        if nsge > i64(qp["sq_sge_max"]) or nsge > MAX_SGE:
             return WcStatus.LOC_QP_OP_ERR
         total = 0
         base = wqe_sge_base(qp, index)
         for i in range(nsge):
             sge = eng["sges"][base + i]
-            length = int(sge["length"])
+            length = i64(sge["length"])
             total += length
             if length and check_local(
-                eng, qp, int(sge["lkey"]), int(sge["addr"]), length, _is_rd_atomic(opcode)
+                eng, qp, i64(sge["lkey"]), i64(sge["addr"]), length, _is_rd_atomic(opcode)
             ) < 0:  # fmt: skip
                 return WcStatus.LOC_PROT_ERR
         wqe["length"] = total
-    length = int(wqe["length"])
+    length = i64(wqe["length"])
     if length > MAX_MESSAGE:
         return WcStatus.LOC_LEN_ERR
     if _type_bit(qp) == _BY_UD:
-        if length > int(qp["pmtu"]):
+        if length > i64(qp["pmtu"]):
             return WcStatus.LOC_LEN_ERR
-        ah = int(wqe["ah"])
+        ah = i64(wqe["ah"])
         if ah < 0 or ah >= len(eng["avs"]) or eng["avs"][ah]["valid"] == 0 or eng["avs"][ah]["pdn"] != qp["pdn"]:
             return WcStatus.LOC_QP_OP_ERR
     if opcode == WrOpcode.ATOMIC_CMP_AND_SWP or opcode == WrOpcode.ATOMIC_FETCH_AND_ADD:
@@ -152,21 +152,21 @@ def _start_wqe(eng, qp, qp_index, wqe, index):
         wqe["state"] = WqeState.FAILED
         wqe["status"] = status
         return False
-    if _is_local(int(wqe["opcode"])):
+    if _is_local(i64(wqe["opcode"])):
         wqe["state"] = WqeState.DONE
         ok = _run_local(eng, qp, qp_index, wqe)
         if not ok:
             wqe["state"] = WqeState.FAILED
             wqe["status"] = WcStatus.MW_BIND_ERR
         return ok
-    pmtu = int(qp["pmtu"])
-    npsn = max(1, (int(wqe["length"]) + pmtu - 1) // pmtu)
-    if int(wqe["opcode"]) == WrOpcode.ATOMIC_CMP_AND_SWP or int(wqe["opcode"]) == WrOpcode.ATOMIC_FETCH_AND_ADD:
+    pmtu = i64(qp["pmtu"])
+    npsn = max(1, (i64(wqe["length"]) + pmtu - 1) // pmtu)
+    if i64(wqe["opcode"]) == WrOpcode.ATOMIC_CMP_AND_SWP or i64(wqe["opcode"]) == WrOpcode.ATOMIC_FETCH_AND_ADD:
         npsn = 1
     wqe["first_psn"] = qp["req_psn"]
-    wqe["last_psn"] = psn_add(int(qp["req_psn"]), npsn - 1)
+    wqe["last_psn"] = psn_add(i64(qp["req_psn"]), npsn - 1)
     wqe["ssn"] = qp["ssn"]
-    qp["ssn"] = psn_add(int(qp["ssn"]), 1)
+    qp["ssn"] = psn_add(i64(qp["ssn"]), 1)
     wqe["state"] = WqeState.STARTED
     return True
 
@@ -174,15 +174,15 @@ def _start_wqe(eng, qp, qp_index, wqe, index):
 @inline
 def _run_local(eng, qp, qp_index, wqe):
     """LOCAL_INV, REG_MR and BIND_MW act on the key tables when their turn comes (10.6.7, 10.6.8)."""
-    i = find_mr(eng, int(qp["func"]), int(wqe["rkey"]))
+    i = find_mr(eng, i64(qp["func"]), i64(wqe["rkey"]))
     if i < 0:
         return False
     mr = eng["mrs"][i]
-    opcode = int(wqe["opcode"])
+    opcode = i64(wqe["opcode"])
     if mr["pdn"] != qp["pdn"]:
         return False
     if opcode == WrOpcode.LOCAL_INV:
-        if mr["kind"] == MrKind.MW1 or int(mr["windows"]) > 0:
+        if mr["kind"] == MrKind.MW1 or i64(mr["windows"]) > 0:
             return False
         return invalidate(eng, mr)
     if opcode == WrOpcode.REG_MR:
@@ -202,33 +202,33 @@ def invalidate(eng, mr):
         return False
     mr["valid"] = 0
     if mr["kind"] == MrKind.MW2:
-        eng["mrs"][int(mr["parent"])]["windows"] -= 1
+        eng["mrs"][i64(mr["parent"])]["windows"] -= 1
     return True
 
 
 @inline
 def _bind_window(eng, qp, qp_index, wqe, mw):
     """Bind a window to part of a region (10.6.6.2); a zero length unbinds a type 1 window."""
-    length = int(wqe["length"])
+    length = i64(wqe["length"])
     if mw["kind"] == MrKind.MR or (mw["kind"] == MrKind.MW2 and mw["valid"]):
         return False
-    parent_index = int(wqe["bind_mr"])
+    parent_index = i64(wqe["bind_mr"])
     if parent_index < 0 or parent_index >= len(eng["mrs"]):
         return False
     parent = eng["mrs"][parent_index]
-    va = int(wqe["remote_addr"])
+    va = i64(wqe["remote_addr"])
     if length:
-        offset = va - int(parent["iova"])
-        inside = offset >= 0 and length > 0 and length <= int(parent["length"]) - offset
-        writes = (int(wqe["access"]) & _REMOTE_WRITERS) != 0
+        offset = va - i64(parent["iova"])
+        inside = offset >= 0 and length > 0 and length <= i64(parent["length"]) - offset
+        writes = (i64(wqe["access"]) & _REMOTE_WRITERS) != 0
         if parent["kind"] != MrKind.MR or parent["valid"] == 0 or parent["pdn"] != qp["pdn"] or not inside:
             return False
-        if (int(parent["access"]) & _MW_BIND) == 0:
+        if (i64(parent["access"]) & _MW_BIND) == 0:
             return False
-        if writes and (int(parent["access"]) & _LOCAL_WRITE) == 0:
+        if writes and (i64(parent["access"]) & _LOCAL_WRITE) == 0:
             return False
     if mw["valid"]:
-        eng["mrs"][int(mw["parent"])]["windows"] -= 1
+        eng["mrs"][i64(mw["parent"])]["windows"] -= 1
     mw["valid"] = 0
     if length:
         mw["parent"] = parent_index
@@ -244,18 +244,18 @@ def _bind_window(eng, qp, qp_index, wqe, mw):
 
 @inline
 def _window_full(qp):
-    return psn_diff(int(qp["req_psn"]), int(qp["una_psn"])) >= int(qp["cwnd"])
+    return psn_diff(i64(qp["req_psn"]), i64(qp["una_psn"])) >= i64(qp["cwnd"])
 
 
 @inline
 def _out_of_credits(qp, wqe):
     """End-to-end flow control (9.7.7.2): beyond the limit only one packet may be outstanding, as a probe."""
-    opcode = int(wqe["opcode"])
+    opcode = i64(wqe["opcode"])
     if qp["credits_valid"] == 0:
         return False
     if _SEND_LIKE[opcode] == 0 and opcode != WrOpcode.RDMA_WRITE_WITH_IMM:
         return False
-    if psn_diff(int(wqe["ssn"]), int(qp["limit_ssn"])) <= 0:
+    if psn_diff(i64(wqe["ssn"]), i64(qp["limit_ssn"])) <= 0:
         return False
     return qp["req_psn"] != qp["una_psn"]
 
@@ -265,10 +265,10 @@ def _may_send(qp, wqe):
     """Whether the next packet of a started WQE may go now."""
     if _window_full(qp) or _out_of_credits(qp, wqe):
         return False
-    if int(qp["req_off"]) == 0 or _is_rd_atomic(int(wqe["opcode"])):
-        if (int(wqe["flags"]) & _FENCE) and int(qp["rd_out"]) > 0:  # o10-10, 10.8.3.3
+    if i64(qp["req_off"]) == 0 or _is_rd_atomic(i64(wqe["opcode"])):
+        if (i64(wqe["flags"]) & _FENCE) and i64(qp["rd_out"]) > 0:  # o10-10, 10.8.3.3
             return False
-        if _is_rd_atomic(int(wqe["opcode"])) and int(qp["rd_out"]) >= int(qp["max_rd_atomic"]):
+        if _is_rd_atomic(i64(wqe["opcode"])) and i64(qp["rd_out"]) >= i64(qp["max_rd_atomic"]):
             return False
     return True
 
@@ -278,7 +278,7 @@ def _note_sent(eng, qp, psn, npsn, ackreq):
     """Book-keeping of a packet that went out (or a READ request that stands for npsn of them)."""
     if qp["req_psn"] == qp["una_psn"]:
         qp["progress_at"] = eng["now"]
-    if psn_diff(psn, int(qp["req_hi_psn"])) < 0:
+    if psn_diff(psn, i64(qp["req_hi_psn"])) < 0:
         eng["counters"][C.RETRANSMITTED_PKTS] += 1
     elif ackreq and qp["rtt_valid"] == 0:
         qp["rtt_valid"] = 1
@@ -286,7 +286,7 @@ def _note_sent(eng, qp, psn, npsn, ackreq):
         qp["rtt_at"] = eng["now"]
     nxt = psn_add(psn, npsn)
     qp["req_psn"] = nxt
-    if psn_diff(nxt, int(qp["req_hi_psn"])) > 0:
+    if psn_diff(nxt, i64(qp["req_hi_psn"])) > 0:
         qp["req_hi_psn"] = nxt
 
 
@@ -294,30 +294,30 @@ def _note_sent(eng, qp, psn, npsn, ackreq):
 def _send_read(eng, tx, qp, qp_index, wqe):
     """READ request for what is still missing of the WQE (9.7.5.1.4); the responses carry its PSNs."""
     length = BTH_LEN + RETH_LEN + ICRC_LEN
-    psn = int(qp["req_psn"])
+    psn = i64(qp["req_psn"])
     bth = put_plain(eng, tx, qp, qp_index, Op.READ_REQUEST.value, psn, length)
     if bth == NO_ROOM:
         return False
-    off = int(qp["req_off"])
-    put_reth(tx.slab, bth + BTH_LEN, int(wqe["remote_addr"]) + off, int(wqe["rkey"]), int(wqe["length"]) - off)
+    off = i64(qp["req_off"])
+    put_reth(tx.slab, bth + BTH_LEN, i64(wqe["remote_addr"]) + off, i64(wqe["rkey"]), i64(wqe["length"]) - off)
     seal_plain(eng, tx, qp_index, bth, length)
     qp["rd_out"] += 1
-    _note_sent(eng, qp, psn, psn_diff(int(wqe["last_psn"]), psn) + 1, True)
+    _note_sent(eng, qp, psn, psn_diff(i64(wqe["last_psn"]), psn) + 1, True)
     return True
 
 
 @inline
 def _send_atomic(eng, tx, qp, qp_index, wqe):
     length = BTH_LEN + ATOMICETH_LEN + ICRC_LEN
-    psn = int(qp["req_psn"])
-    cas = int(wqe["opcode"]) == WrOpcode.ATOMIC_CMP_AND_SWP
+    psn = i64(qp["req_psn"])
+    cas = i64(wqe["opcode"]) == WrOpcode.ATOMIC_CMP_AND_SWP
     opcode = Op.COMPARE_SWAP.value if cas else Op.FETCH_ADD.value
     bth = put_plain(eng, tx, qp, qp_index, opcode, psn, length)
     if bth == NO_ROOM:
         return False
-    swap_add = int(wqe["swap"]) if cas else int(wqe["compare_add"])
-    compare = int(wqe["compare_add"]) if cas else 0
-    put_atomiceth(tx.slab, bth + BTH_LEN, int(wqe["remote_addr"]), int(wqe["rkey"]), swap_add, compare)
+    swap_add = i64(wqe["swap"]) if cas else i64(wqe["compare_add"])
+    compare = i64(wqe["compare_add"]) if cas else 0
+    put_atomiceth(tx.slab, bth + BTH_LEN, i64(wqe["remote_addr"]), i64(wqe["rkey"]), swap_add, compare)
     seal_plain(eng, tx, qp_index, bth, length)
     qp["rd_out"] += 1
     _note_sent(eng, qp, psn, 1, True)
@@ -336,14 +336,14 @@ def _packet_op(opcode, off, last):
 def _put_ext(slab, at, wqe, op, opcode, last):
     """RETH, immediate or IETH behind the BTH (and DETH): offset of the payload."""
     if op == Op.WRITE_FIRST or op == Op.WRITE_ONLY or op == Op.WRITE_ONLY_IMM:
-        put_reth(slab, at, int(wqe["remote_addr"]), int(wqe["rkey"]), int(wqe["length"]))
+        put_reth(slab, at, i64(wqe["remote_addr"]), i64(wqe["rkey"]), i64(wqe["length"]))
         at += RETH_LEN
     if last:
         if opcode == WrOpcode.SEND_WITH_IMM or opcode == WrOpcode.RDMA_WRITE_WITH_IMM:
-            put_immdt(slab, at, int(wqe["imm"]))
+            put_immdt(slab, at, i64(wqe["imm"]))
             at += IMMDT_LEN
         elif opcode == WrOpcode.SEND_WITH_INV:
-            put_ieth(slab, at, int(wqe["imm"]))
+            put_ieth(slab, at, i64(wqe["imm"]))
             at += IETH_LEN
     return at
 
@@ -365,51 +365,51 @@ def _ext_len(op, opcode, last):
 @inline
 def _put_payload(eng, tx, qp, wqe, index, off, n, at, crc):
     """Payload of one packet and its padding to four bytes: (status, crc)."""
-    if int(wqe["flags"]) & _INLINE:
+    if i64(wqe["flags"]) & _INLINE:
         status, crc = MEM_OK, gather_inline(eng, wqe_sge_base(qp, index), off, tx.slab, at, n, crc)
     else:
-        status, crc = gather(eng, qp, wqe_sge_base(qp, index), int(wqe["num_sge"]), off, tx.slab, at, n, crc)
+        status, crc = gather(eng, qp, wqe_sge_base(qp, index), i64(wqe["num_sge"]), off, tx.slab, at, n, crc)
     return status, crc
 
 
 @inline
 def _send_data(eng, tx, qp, qp_index, wqe, index):
     """One packet of a SEND or WRITE: MEM_OK, a MEM_ error, or NO_ROOM."""
-    opcode = int(wqe["opcode"])
-    off = int(qp["req_off"])
-    n = min(int(qp["pmtu"]), int(wqe["length"]) - off)
-    last = off + n == int(wqe["length"])
+    opcode = i64(wqe["opcode"])
+    off = i64(qp["req_off"])
+    n = min(i64(qp["pmtu"]), i64(wqe["length"]) - off)
+    last = off + n == i64(wqe["length"])
     op = _packet_op(opcode, off, last)
     is_ud = _type_bit(qp) == _BY_UD
     header = BTH_LEN + (DETH_LEN if is_ud else 0) + _ext_len(op, opcode, last)
     pad = -n & 3
     length = header + n + pad + ICRC_LEN
-    av = int(wqe["ah"]) if is_ud else qp_index
+    av = i64(wqe["ah"]) if is_ud else qp_index
     bth = reserve(eng, tx, av, length)
     if bth == NO_ROOM:
         return NO_ROOM
     service = 0
-    dqpn = int(qp["dqpn"])
+    dqpn = i64(qp["dqpn"])
     ackreq = False
     if is_ud:
         service = 0x60
-        dqpn = int(wqe["dqpn"])
+        dqpn = i64(wqe["dqpn"])
     elif qp["type"] == QpType.UC:
         service = 0x20
     else:
         # ask often enough that the window never runs dry, and at the end of what is posted
-        unacked = int(qp["unacked_req"]) + 1
-        ackreq = last and ((int(wqe["flags"]) & _SIGNALED) != 0 or qp["sq_sig_all"] != 0)
-        ackreq = ackreq or unacked >= max(1, int(qp["cwnd"]) >> 2) or (last and index + 1 == int(qp["sq_prod"]))
-        ackreq = ackreq or (qp["credits_valid"] != 0 and psn_diff(int(qp["limit_ssn"]), int(wqe["ssn"])) < 8)
+        unacked = i64(qp["unacked_req"]) + 1
+        ackreq = last and ((i64(wqe["flags"]) & _SIGNALED) != 0 or qp["sq_sig_all"] != 0)
+        ackreq = ackreq or unacked >= max(1, i64(qp["cwnd"]) >> 2) or (last and index + 1 == i64(qp["sq_prod"]))
+        ackreq = ackreq or (qp["credits_valid"] != 0 and psn_diff(i64(qp["limit_ssn"]), i64(wqe["ssn"])) < 8)
         qp["unacked_req"] = 0 if ackreq else unacked
-    se = 1 if last and (int(wqe["flags"]) & _SOLICITED) else 0
-    psn = int(qp["req_psn"])
-    put_bth(tx.slab, bth, op | service, se, pad, int(qp["pkey"]), dqpn, 1 if ackreq else 0, psn)
+    se = 1 if last and (i64(wqe["flags"]) & _SOLICITED) else 0
+    psn = i64(qp["req_psn"])
+    put_bth(tx.slab, bth, op | service, se, pad, i64(qp["pkey"]), dqpn, 1 if ackreq else 0, psn)
     at = bth + BTH_LEN
     if is_ud:
-        qkey = int(wqe["qkey"])
-        put_deth(tx.slab, at, int(qp["qkey"]) if qkey & 0x80000000 else qkey, int(qp["qpn"]))  # 10.2.5
+        qkey = i64(wqe["qkey"])
+        put_deth(tx.slab, at, i64(qp["qkey"]) if qkey & 0x80000000 else qkey, i64(qp["qpn"]))  # 10.2.5
         at += DETH_LEN
     at = _put_ext(tx.slab, at, wqe, op, opcode, last)
     crc = header_crc(eng, tx, av, bth, length, header)
@@ -441,9 +441,9 @@ def _advance(qp):
 @inline
 def _raise_fault(eng, qp):
     """Pause the requester until the page it needs is there; other QPs go on."""
-    qp["fault"] = int(qp["fault"]) | PageWait.REQUESTER.value
+    qp["fault"] = i64(qp["fault"]) | PageWait.REQUESTER.value
     eng["counters"][C.PAGE_FAULTS] += 1
-    push_event(eng, EventType.PAGE_FAULT, int(eng["fault_space"]), int(eng["fault_addr"]))
+    push_event(eng, EventType.PAGE_FAULT, i64(eng["fault_space"]), i64(eng["fault_addr"]))
 
 
 @inline
@@ -452,12 +452,12 @@ def retire_local(eng, qp, qp_index):
 
     Called when the head moves; a failed WQE takes the QP to its error state.
     """
-    while int(qp["sq_head"]) < int(qp["sq_hi"]):
-        wqe = _wqe_at(eng, qp, int(qp["sq_head"]))
+    while i64(qp["sq_head"]) < i64(qp["sq_hi"]):
+        wqe = _wqe_at(eng, qp, i64(qp["sq_head"]))
         if wqe["state"] == WqeState.DONE:
             complete_send(eng, qp, qp_index, WcStatus.SUCCESS)
         elif wqe["state"] == WqeState.FAILED:
-            fail_send(eng, qp, qp_index, int(wqe["status"]))
+            fail_send(eng, qp, qp_index, i64(wqe["status"]))
             return
         else:
             return
@@ -486,22 +486,22 @@ def send_requests(eng, tx, qp, qp_index, budget):
         flush_sq(eng, qp, qp_index)
         return IDLE
     sending = qp["state"] == QpState.RTS or qp["state"] == QpState.SQD
-    if not sending or qp["req_wait"] == ReqWait.RNR or int(qp["fault"]) & PageWait.REQUESTER.value:
+    if not sending or qp["req_wait"] == ReqWait.RNR or i64(qp["fault"]) & PageWait.REQUESTER.value:
         return IDLE
     outcome = MORE
     while budget > 0:
-        index = int(qp["sq_cur"])
-        if index >= int(qp["sq_hi"]):
+        index = i64(qp["sq_cur"])
+        if index >= i64(qp["sq_hi"]):
             if qp["state"] == QpState.SQD:
                 _check_drained(eng, qp, qp_index)
                 outcome = IDLE
                 break
-            if index >= int(qp["sq_prod"]):
+            if index >= i64(qp["sq_prod"]):
                 outcome = IDLE
                 break
         wqe = _wqe_at(eng, qp, index)
-        if index >= int(qp["sq_hi"]):
-            if (int(wqe["flags"]) & _FENCE) and int(qp["rd_out"]) > 0:
+        if index >= i64(qp["sq_hi"]):
+            if (i64(wqe["flags"]) & _FENCE) and i64(qp["rd_out"]) > 0:
                 outcome = IDLE
                 break
             wqe["state"] = WqeState.POSTED
@@ -545,7 +545,7 @@ def _advance_past(qp, index):
 @inline
 def _send_one(eng, tx, qp, qp_index, wqe, index):
     """One packet of the WQE; moves to the next WQE after its last: MEM_OK, an error, or NO_ROOM."""
-    opcode = int(wqe["opcode"])
+    opcode = i64(wqe["opcode"])
     if opcode == WrOpcode.RDMA_READ:
         if not _send_read(eng, tx, qp, qp_index, wqe):
             return NO_ROOM
@@ -557,7 +557,7 @@ def _send_one(eng, tx, qp, qp_index, wqe, index):
         _advance(qp)
         return MEM_OK
     status = _send_data(eng, tx, qp, qp_index, wqe, index)
-    if status == MEM_OK and int(qp["req_off"]) == int(wqe["length"]):
+    if status == MEM_OK and i64(qp["req_off"]) == i64(wqe["length"]):
         _advance(qp)
         if qp["type"] != QpType.RC:  # sent is done: nobody acknowledges
             qp["una_psn"] = qp["req_psn"]

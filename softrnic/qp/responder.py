@@ -8,7 +8,7 @@ for READs and atomics - and go out in PSN order when the QP transmits, so that a
 from __future__ import annotations
 
 from softrnic.counters import C
-from softrnic.jit import inline
+from softrnic.jit import i64, inline
 from softrnic.layout import AckState, MrKind, RdState, RespMsg
 from softrnic.mem.copy import MEM_SHORT, atomic_region, scatter, write_region
 from softrnic.mem.mr import check_remote, find_mr
@@ -108,7 +108,7 @@ def receive_request(eng, buf, qp, qp_index, pkt):
 @inline
 def check_psn(eng, qp, pkt):
     """Where the request stands to the expected PSN (9.7.4.1.2, 9.8.2.2.1)."""
-    ahead = psn_diff(pkt.psn, int(qp["epsn"]))
+    ahead = psn_diff(pkt.psn, i64(qp["epsn"]))
     if qp["type"] == QpType.UC:
         if ahead != 0:
             qp["epsn"] = pkt.psn
@@ -145,7 +145,7 @@ def check_op_seq(qp, pkt):
 @inline
 def check_op_valid(qp, pkt):
     """What the QP was told to allow (9.7.4.1.6, C9-79)."""
-    access = int(qp["access"])
+    access = i64(qp["access"])
     if _has(pkt, OpFlag.WRITE) and access & _REMOTE_WRITE == 0:
         return NAK_INVALID
     if _has(pkt, OpFlag.READ) and access & _REMOTE_READ == 0:
@@ -165,7 +165,7 @@ def check_resource(eng, qp, qp_index, pkt):
         return NAK_INVALID
     if _has(pkt, OpFlag.READ) or _has(pkt, OpFlag.ATOMIC):
         # C9-115: more unanswered than the peer was told is its mistake
-        if int(qp["rd_tail"]) - int(qp["rd_done"]) >= int(qp["max_dest_rd_atomic"]):
+        if i64(qp["rd_tail"]) - i64(qp["rd_done"]) >= i64(qp["max_dest_rd_atomic"]):
             return NAK_INVALID
     return OK
 
@@ -173,7 +173,7 @@ def check_resource(eng, qp, qp_index, pkt):
 @inline
 def check_length(buf, qp, pkt):
     """Packet length against the path MTU and the message (9.7.4.1.6, C9-89 to C9-92)."""
-    n, pmtu = pkt.length, int(qp["pmtu"])
+    n, pmtu = pkt.length, i64(qp["pmtu"])
     if not _has(pkt, OpFlag.PAYLOAD):
         return OK if n == 0 else NAK_INVALID
     if _has(pkt, OpFlag.LAST):
@@ -182,14 +182,14 @@ def check_length(buf, qp, pkt):
     elif n != pmtu:
         return NAK_INVALID
     if _has(pkt, OpFlag.WRITE):
-        total = reth_len(buf, pkt.ext) if _has(pkt, OpFlag.RETH) else int(qp["resp_resid"])
+        total = reth_len(buf, pkt.ext) if _has(pkt, OpFlag.RETH) else i64(qp["resp_resid"])
         if total > MAX_MESSAGE:
             return NAK_INVALID
         exact = n == total if _has(pkt, OpFlag.LAST) else n < total
         return OK if exact else NAK_INVALID
     if _has(pkt, OpFlag.SEND):
-        placed = 0 if _has(pkt, OpFlag.FIRST) else int(qp["resp_off"])
-        return OK if placed + n <= int(qp["resp_len"]) else NAK_LENGTH
+        placed = 0 if _has(pkt, OpFlag.FIRST) else i64(qp["resp_off"])
+        return OK if placed + n <= i64(qp["resp_len"]) else NAK_LENGTH
     return OK
 
 
@@ -218,10 +218,10 @@ def check_rkey(eng, buf, qp, qp_index, pkt):
         if mr < 0:
             return NAK_ACCESS
         qp["resp_mr"] = mr
-    elif _has(pkt, OpFlag.WRITE) and int(qp["resp_resid"]) > 0:
+    elif _has(pkt, OpFlag.WRITE) and i64(qp["resp_resid"]) > 0:
         # the region may have been taken away in mid-message
         mr = check_remote(
-            eng, qp, qp_index, int(qp["resp_key"]), int(qp["resp_va"]), int(qp["resp_resid"]), _REMOTE_WRITE
+            eng, qp, qp_index, i64(qp["resp_key"]), i64(qp["resp_va"]), i64(qp["resp_resid"]), _REMOTE_WRITE
         )
         if mr < 0:
             return NAK_ACCESS
@@ -234,13 +234,13 @@ def check_rkey(eng, buf, qp, qp_index, pkt):
 @inline
 def _check_invalidate(eng, qp, qp_index, rkey):
     """Whether a SEND with invalidate may take this key away (10.6.7.3): invalidation itself comes last."""
-    i = find_mr(eng, int(qp["func"]), rkey)
+    i = find_mr(eng, i64(qp["func"]), rkey)
     if i < 0:
         return NAK_ACCESS
     mr = eng["mrs"][i]
-    if mr["valid"] == 0 or mr["kind"] == MrKind.MW1 or mr["pdn"] != qp["pdn"] or int(mr["windows"]) > 0:
+    if mr["valid"] == 0 or mr["kind"] == MrKind.MW1 or mr["pdn"] != qp["pdn"] or i64(mr["windows"]) > 0:
         return NAK_ACCESS
-    if mr["kind"] == MrKind.MW2 and int(mr["qp"]) != qp_index:
+    if mr["kind"] == MrKind.MW2 and i64(mr["qp"]) != qp_index:
         return NAK_ACCESS
     return OK
 
@@ -259,9 +259,9 @@ def _memory_step(status):
 def execute(eng, buf, qp, pkt):
     """Do what the packet asks. Nothing of the QP's state has moved if this does not say OK."""
     if _has(pkt, OpFlag.SEND):
-        offset = 0 if _has(pkt, OpFlag.FIRST) else int(qp["resp_off"])
+        offset = 0 if _has(pkt, OpFlag.FIRST) else i64(qp["resp_off"])
         status = scatter(
-            eng, qp, int(qp["resp_sge_base"]), int(qp["resp_nsge"]), offset, buf, pkt.payload, pkt.length
+            eng, qp, i64(qp["resp_sge_base"]), i64(qp["resp_nsge"]), offset, buf, pkt.payload, pkt.length
         )  # fmt: skip
         if status == MEM_OK:
             qp["resp_off"] = offset + pkt.length
@@ -275,12 +275,12 @@ def execute(eng, buf, qp, pkt):
 
 @inline
 def _execute_write(eng, buf, qp, pkt):
-    va, resid, done = int(qp["resp_va"]), int(qp["resp_resid"]), int(qp["resp_off"])
+    va, resid, done = i64(qp["resp_va"]), i64(qp["resp_resid"]), i64(qp["resp_off"])
     if _has(pkt, OpFlag.RETH):
         va, resid, done = reth_va(buf, pkt.ext), reth_len(buf, pkt.ext), 0
     if pkt.length > 0:
-        mr = int(qp["resp_mr"])
-        status = write_region(eng, mr, va - int(eng["mrs"][mr]["iova"]), buf, pkt.payload, pkt.length)
+        mr = i64(qp["resp_mr"])
+        status = write_region(eng, mr, va - i64(eng["mrs"][mr]["iova"]), buf, pkt.payload, pkt.length)
         if status != MEM_OK:
             return NAK_FAULT
     if _has(pkt, OpFlag.FIRST):
@@ -294,25 +294,25 @@ def _execute_write(eng, buf, qp, pkt):
 @inline
 def _new_resource(eng, qp, pkt, npsn):
     """The next RD_RES of the ring, PENDING from the packet's PSN on."""
-    tail = int(qp["rd_tail"])
-    res = eng["rd_res"][int(qp["rd_base"]) + (tail & int(qp["rd_mask"]))]
+    tail = i64(qp["rd_tail"])
+    res = eng["rd_res"][i64(qp["rd_base"]) + (tail & i64(qp["rd_mask"]))]
     res["first_psn"] = pkt.psn
     res["start_psn"] = pkt.psn
     res["cur_psn"] = pkt.psn
     res["last_psn"] = psn_add(pkt.psn, npsn - 1)
     res["end_psn"] = res["last_psn"]
     res["state"] = RdState.PENDING
-    res["msn"] = psn_add(int(qp["msn"]), 1)
+    res["msn"] = psn_add(i64(qp["msn"]), 1)
     res["mr"] = qp["resp_mr"]
     qp["rd_tail"] = tail + 1
     # the slot may have belonged to a replay still under way: that one is forgotten
-    qp["rd_head"] = max(int(qp["rd_head"]), tail - int(qp["rd_mask"]))
+    qp["rd_head"] = max(i64(qp["rd_head"]), tail - i64(qp["rd_mask"]))
     return res
 
 
 @inline
 def _execute_read(eng, buf, qp, pkt):
-    length, pmtu = reth_len(buf, pkt.ext), int(qp["pmtu"])
+    length, pmtu = reth_len(buf, pkt.ext), i64(qp["pmtu"])
     eng["counters"][C.RX_READ_REQUESTS] += 1
     npsn = max(1, (length + pmtu - 1) // pmtu)
     res = _new_resource(eng, qp, pkt, npsn)
@@ -326,10 +326,10 @@ def _execute_read(eng, buf, qp, pkt):
 
 @inline
 def _execute_atomic(eng, buf, qp, pkt):
-    mr, va = int(qp["resp_mr"]), atomiceth_va(buf, pkt.ext)
+    mr, va = i64(qp["resp_mr"]), atomiceth_va(buf, pkt.ext)
     is_cas = pkt.opcode & 0x1F == Op.COMPARE_SWAP
     operand = atomiceth_compare(buf, pkt.ext) if is_cas else atomiceth_swap(buf, pkt.ext)
-    offset = va - int(eng["mrs"][mr]["iova"])
+    offset = va - i64(eng["mrs"][mr]["iova"])
     status, orig = atomic_region(eng, mr, offset, is_cas, operand, atomiceth_swap(buf, pkt.ext))
     if status == MEM_DENIED:
         return NAK_ACCESS
@@ -348,11 +348,11 @@ def _execute_atomic(eng, buf, qp, pkt):
 @inline
 def finish_packet(eng, buf, qp, qp_index, pkt):
     """The packet was executed: move on, complete the receive WQE at the end of its message, owe an answer."""
-    qp["epsn"] = psn_add(int(qp["epsn"]), 1)
+    qp["epsn"] = psn_add(i64(qp["epsn"]), 1)
     _established(eng, qp, qp_index)
     if _has(pkt, OpFlag.LAST):
         qp["resp_op"] = RespMsg.NONE
-        qp["msn"] = psn_add(int(qp["msn"]), 1)
+        qp["msn"] = psn_add(i64(qp["msn"]), 1)
         if _has(pkt, OpFlag.COMPLETES_RECV):
             _complete_message(eng, buf, qp, qp_index, pkt)
     elif _has(pkt, OpFlag.SEND):
@@ -388,9 +388,9 @@ def _complete_message(eng, buf, qp, qp_index, pkt):
         flags, imm = _RECV_IMM, immdt(buf, ext)
     elif _has(pkt, OpFlag.IETH):
         flags, imm = _RECV_INV, ieth_rkey(buf, ext)
-        invalidate(eng, eng["mrs"][find_mr(eng, int(qp["func"]), imm)])
+        invalidate(eng, eng["mrs"][find_mr(eng, i64(qp["func"]), imm)])
     complete_recv(
-        eng, qp, qp_index, WcStatus.SUCCESS, opcode, int(qp["resp_off"]), imm, int(qp["dqpn"]), flags, pkt.se != 0
+        eng, qp, qp_index, WcStatus.SUCCESS, opcode, i64(qp["resp_off"]), imm, i64(qp["dqpn"]), flags, pkt.se != 0
     )
 
 
@@ -422,12 +422,12 @@ def refuse(eng, qp, qp_index, step):
         _owe_nak(eng, qp, qp_index, _SYNDROME_NAK | Nak.PSN_SEQUENCE_ERROR.value)
     elif step == NAK_RNR:
         eng["counters"][C.SEND_RNR_ERR] += 1
-        _owe_nak(eng, qp, qp_index, _SYNDROME_RNR | int(qp["min_rnr_timer"]))
+        _owe_nak(eng, qp, qp_index, _SYNDROME_RNR | i64(qp["min_rnr_timer"]))
     elif step == NAK_FAULT:
         eng["counters"][C.SEND_RNR_ERR] += 1
         eng["counters"][C.PAGE_FAULTS] += 1
-        push_event(eng, EventType.PAGE_FAULT, int(eng["fault_space"]), int(eng["fault_addr"]))
-        _owe_nak(eng, qp, qp_index, _SYNDROME_RNR | int(qp["rnr_fault_timer"]))
+        push_event(eng, EventType.PAGE_FAULT, i64(eng["fault_space"]), i64(eng["fault_addr"]))
+        _owe_nak(eng, qp, qp_index, _SYNDROME_RNR | i64(qp["rnr_fault_timer"]))
     elif step == NAK_ACCESS:
         eng["counters"][C.SEND_REMOTE_ACCESS_ERR] += 1
         _owe_nak(eng, qp, qp_index, _SYNDROME_NAK | Nak.REMOTE_ACCESS_ERROR.value)
@@ -454,7 +454,7 @@ def _fatal(eng, qp, qp_index, status, event):
 @inline
 def _drop_uc(eng, qp, qp_index, step):
     """UC: a bad packet costs its message and nothing else; a receive WQE in hand serves the next (9.8.2.2)."""
-    qp["epsn"] = psn_add(int(qp["epsn"]), 1)
+    qp["epsn"] = psn_add(i64(qp["epsn"]), 1)
     qp["resp_op"] = RespMsg.SKIP
     if step == NAK_RNR:
         eng["counters"][C.DROP_NO_RECV] += 1
@@ -486,19 +486,19 @@ def duplicate_request(eng, buf, qp, qp_index, pkt):
 @inline
 def _find_resource(eng, qp, psn, atomic):
     """Ring index of the resource that covers `psn`, or -1."""
-    tail = int(qp["rd_tail"])
-    for back in range(1, min(int(qp["max_dest_rd_atomic"]), tail) + 1):
-        res = eng["rd_res"][int(qp["rd_base"]) + ((tail - back) & int(qp["rd_mask"]))]
-        if res["state"] == RdState.FREE or int(res["atomic"]) != atomic:
+    tail = i64(qp["rd_tail"])
+    for back in range(1, min(i64(qp["max_dest_rd_atomic"]), tail) + 1):
+        res = eng["rd_res"][i64(qp["rd_base"]) + ((tail - back) & i64(qp["rd_mask"]))]
+        if res["state"] == RdState.FREE or i64(res["atomic"]) != atomic:
             continue
-        if psn_diff(psn, int(res["first_psn"])) >= 0 and psn_diff(int(res["last_psn"]), psn) >= 0:
+        if psn_diff(psn, i64(res["first_psn"])) >= 0 and psn_diff(i64(res["last_psn"]), psn) >= 0:
             return tail - back
     return -1
 
 
 @inline
 def _play(eng, qp, qp_index, index):
-    qp["rd_head"] = min(int(qp["rd_head"]), index)
+    qp["rd_head"] = min(i64(qp["rd_head"]), index)
     schedule(eng, qp, qp_index)
 
 
@@ -509,12 +509,12 @@ def _replay_read(eng, buf, qp, qp_index, pkt):
     if index < 0:
         eng["counters"][C.DROP_RD_ATOMIC_REPLAY] += 1
         return
-    res = eng["rd_res"][int(qp["rd_base"]) + (index & int(qp["rd_mask"]))]
-    pmtu = int(qp["pmtu"])
-    offset = psn_diff(pkt.psn, int(res["first_psn"])) * pmtu
+    res = eng["rd_res"][i64(qp["rd_base"]) + (index & i64(qp["rd_mask"]))]
+    pmtu = i64(qp["pmtu"])
+    offset = psn_diff(pkt.psn, i64(res["first_psn"])) * pmtu
     length = reth_len(buf, pkt.ext)
-    inside = reth_va(buf, pkt.ext) == int(res["va"]) + offset and length <= int(res["length"]) - offset
-    if not inside or reth_rkey(buf, pkt.ext) != int(res["key"]):
+    inside = reth_va(buf, pkt.ext) == i64(res["va"]) + offset and length <= i64(res["length"]) - offset
+    if not inside or reth_rkey(buf, pkt.ext) != i64(res["key"]):
         eng["counters"][C.DROP_RD_ATOMIC_REPLAY] += 1
         return
     npsn = max(1, (length + pmtu - 1) // pmtu)
@@ -532,8 +532,8 @@ def _replay_atomic(eng, buf, qp, qp_index, pkt):
     if index < 0:
         eng["counters"][C.DROP_RD_ATOMIC_REPLAY] += 1
         return
-    res = eng["rd_res"][int(qp["rd_base"]) + (index & int(qp["rd_mask"]))]
-    if atomiceth_va(buf, pkt.ext) != int(res["va"]) or atomiceth_rkey(buf, pkt.ext) != int(res["key"]):
+    res = eng["rd_res"][i64(qp["rd_base"]) + (index & i64(qp["rd_mask"]))]
+    if atomiceth_va(buf, pkt.ext) != i64(res["va"]) or atomiceth_rkey(buf, pkt.ext) != i64(res["key"]):
         eng["counters"][C.DROP_RD_ATOMIC_REPLAY] += 1
         return
     res["cur_psn"] = res["first_psn"]
@@ -547,26 +547,26 @@ def _replay_atomic(eng, buf, qp, qp_index, pkt):
 @inline
 def receive_datagram(eng, buf, qp, qp_index, pkt):
     """One UD packet (9.8.3): checked, placed behind 40 bytes of network header, completed; or dropped."""
-    qkey = GSI_QKEY if qp["type"] == QpType.GSI else int(qp["qkey"])
+    qkey = GSI_QKEY if qp["type"] == QpType.GSI else i64(qp["qkey"])
     if deth_qkey(buf, pkt.ext) != qkey:
         eng["counters"][C.DROP_QKEY] += 1
         return
-    if pkt.length > int(qp["pmtu"]):
+    if pkt.length > i64(qp["pmtu"]):
         eng["counters"][C.DROP_LENGTH] += 1
         return
     if not take_rwqe(eng, qp, qp_index):
         eng["counters"][C.DROP_NO_RECV] += 1
         return
-    if pkt.length + GRH_BYTES > int(qp["resp_len"]):
+    if pkt.length + GRH_BYTES > i64(qp["resp_len"]):
         eng["counters"][C.DROP_LENGTH] += 1  # the receive WQE stays in hand for the next datagram
         return
-    base, nsge = int(qp["resp_sge_base"]), int(qp["resp_nsge"])
+    base, nsge = i64(qp["resp_sge_base"]), i64(qp["resp_nsge"])
     header = GRH_BYTES if pkt.is_v6 else 20  # A17.4.5.1: an IPv4 header lies in the last 20 bytes
     status = scatter(eng, qp, base, nsge, GRH_BYTES - header, buf, pkt.l3_off, header)
     if status == MEM_OK:
         status = scatter(eng, qp, base, nsge, GRH_BYTES, buf, pkt.payload, pkt.length)
     if status == MEM_FAULT:
-        push_event(eng, EventType.PAGE_FAULT, int(eng["fault_space"]), int(eng["fault_addr"]))
+        push_event(eng, EventType.PAGE_FAULT, i64(eng["fault_space"]), i64(eng["fault_addr"]))
         eng["counters"][C.DROP_NO_RECV] += 1
         return
     if status != MEM_OK:

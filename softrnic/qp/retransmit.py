@@ -6,7 +6,7 @@ Decides when and from where to send again; the requester then simply goes on fro
 from __future__ import annotations
 
 from softrnic.counters import C
-from softrnic.jit import frozen, inline
+from softrnic.jit import frozen, i64, inline
 from softrnic.layout import ReqWait, TimerKind, WqeState
 from softrnic.qp.finish import fail_send
 from softrnic.qp.psn import psn_diff
@@ -25,10 +25,10 @@ _RNR_NS = frozen([us * 1000 for us in RNR_TIMER_US], "i8")
 @inline
 def _probe_ns(qp):
     """When to ask again: well before the local ACK timeout if the round trip is known, doubling each time."""
-    full = 4096 << int(qp["timeout"])
-    if int(qp["srtt"]) == 0:
+    full = 4096 << i64(qp["timeout"])
+    if i64(qp["srtt"]) == 0:
         return full
-    return min(full, max(PROBE_MIN_NS, 4 * int(qp["srtt"])) << min(int(qp["probes"]), 20))
+    return min(full, max(PROBE_MIN_NS, 4 * i64(qp["srtt"])) << min(i64(qp["probes"]), 20))
 
 
 @inline
@@ -39,30 +39,30 @@ def arm_ack_timer(eng, qp, qp_index):
     if qp["una_psn"] == qp["req_hi_psn"]:
         stop_timer(qp)
     elif qp["timeout"]:
-        full = int(qp["progress_at"]) + (4096 << int(qp["timeout"]))
-        start_timer(eng, qp, qp_index, TimerKind.ACK, min(full, int(eng["now"]) + _probe_ns(qp)))
+        full = i64(qp["progress_at"]) + (4096 << i64(qp["timeout"]))
+        start_timer(eng, qp, qp_index, TimerKind.ACK, min(full, i64(eng["now"]) + _probe_ns(qp)))
 
 
 @inline
 def _time_round_trip(eng, qp):
     """Take a sample if the packet being timed is acknowledged; never of one sent twice (Karn)."""
-    if qp["rtt_valid"] and psn_diff(int(qp["una_psn"]), int(qp["rtt_psn"])) > 0:
+    if qp["rtt_valid"] and psn_diff(i64(qp["una_psn"]), i64(qp["rtt_psn"])) > 0:
         qp["rtt_valid"] = 0
-        sample = max(1, int(eng["now"]) - int(qp["rtt_at"]))
-        srtt = int(qp["srtt"])
+        sample = max(1, i64(eng["now"]) - i64(qp["rtt_at"]))
+        srtt = i64(qp["srtt"])
         qp["srtt"] = sample if srtt == 0 else srtt + ((sample - srtt) >> 3)
 
 
 @inline
 def _open_window(qp, npsn):
     """Slow start below ssthresh, then an eighth of the window per window."""
-    cwnd = int(qp["cwnd"])
+    cwnd = i64(qp["cwnd"])
     if cwnd >= CWND_MAX:
         return
-    if cwnd < int(qp["ssthresh"]):
+    if cwnd < i64(qp["ssthresh"]):
         qp["cwnd"] = min(CWND_MAX, cwnd + npsn)
         return
-    credit = int(qp["cwnd_credit"]) + npsn
+    credit = i64(qp["cwnd_credit"]) + npsn
     if credit >= cwnd:
         credit = 0
         qp["cwnd"] = min(CWND_MAX, cwnd + (cwnd >> 3) + 1)
@@ -85,24 +85,24 @@ def note_progress(eng, qp, qp_index, npsn):
 @inline
 def rewind(eng, qp, qp_index):
     """Go back to the oldest unacknowledged packet, which by construction is one of the oldest WQE."""
-    head = int(qp["sq_head"])
+    head = i64(qp["sq_head"])
     qp["sq_cur"] = head
     qp["req_psn"] = qp["una_psn"]
     qp["rd_out"] = 0
     qp["req_off"] = 0
     qp["unacked_req"] = 0
     qp["rtt_valid"] = 0
-    if head < int(qp["sq_hi"]):
-        wqe = eng["wqes"][int(qp["sq_base"]) + (head & int(qp["sq_mask"]))]
+    if head < i64(qp["sq_hi"]):
+        wqe = eng["wqes"][i64(qp["sq_base"]) + (head & i64(qp["sq_mask"]))]
         if wqe["state"] == WqeState.STARTED:
-            qp["req_off"] = psn_diff(int(qp["una_psn"]), int(wqe["first_psn"])) * int(qp["pmtu"])
+            qp["req_off"] = psn_diff(i64(qp["una_psn"]), i64(wqe["first_psn"])) * i64(qp["pmtu"])
     eng["counters"][C.COMPLETER_RETRY_ERR] += 1
     schedule(eng, qp, qp_index)
 
 
 @inline
 def _shrink_window(qp, to_one):
-    qp["ssthresh"] = max(CWND_MIN, int(qp["cwnd"]) >> 1)
+    qp["ssthresh"] = max(CWND_MIN, i64(qp["cwnd"]) >> 1)
     qp["cwnd"] = 1 if to_one else qp["ssthresh"]
     qp["cwnd_credit"] = 0
 
@@ -128,15 +128,15 @@ def sequence_retry(eng, qp, qp_index):
 def rnr_retry(eng, qp, qp_index, timer_code):
     """An RNR NAK: wait as long as the responder asks, then send again (9.7.5.2.8); 7 retries mean for ever."""
     eng["counters"][C.RCVD_RNR_ERR] += 1
-    if int(qp["rnr_left"]) == 0 and int(qp["rnr_retry"]) != RNR_RETRY_INFINITE:
+    if i64(qp["rnr_left"]) == 0 and i64(qp["rnr_retry"]) != RNR_RETRY_INFINITE:
         eng["counters"][C.RETRY_RNR_EXCEEDED_ERR] += 1
         fail_send(eng, qp, qp_index, WcStatus.RNR_RETRY_EXC_ERR)
         return
-    if int(qp["rnr_retry"]) != RNR_RETRY_INFINITE:
+    if i64(qp["rnr_retry"]) != RNR_RETRY_INFINITE:
         qp["rnr_left"] -= 1
     rewind(eng, qp, qp_index)
     qp["req_wait"] = ReqWait.RNR
-    start_timer(eng, qp, qp_index, TimerKind.RNR, int(eng["now"]) + _RNR_NS[timer_code])
+    start_timer(eng, qp, qp_index, TimerKind.RNR, i64(eng["now"]) + _RNR_NS[timer_code])
 
 
 @inline
@@ -146,7 +146,7 @@ def expire(eng, qp, qp_index):
     Before the local ACK timeout is over this is only a probe: one packet is sent again to learn where the peer
     stands, and no retry is spent. When it is over, one retry is (9.9.1.1, C9-141).
     """
-    kind = int(qp["timer"])
+    kind = i64(qp["timer"])
     stop_timer(qp)
     if kind == TimerKind.RNR:
         qp["req_wait"] = ReqWait.NONE
@@ -154,7 +154,7 @@ def expire(eng, qp, qp_index):
         return
     if qp["state"] != QpState.RTS and qp["state"] != QpState.SQD:
         return
-    if int(eng["now"]) - int(qp["progress_at"]) >= 4096 << int(qp["timeout"]):
+    if i64(eng["now"]) - i64(qp["progress_at"]) >= 4096 << i64(qp["timeout"]):
         eng["counters"][C.LOCAL_ACK_TIMEOUT_ERR] += 1
         if qp["retry_left"] == 0:
             eng["counters"][C.RETRY_EXCEEDED_ERR] += 1
@@ -162,7 +162,7 @@ def expire(eng, qp, qp_index):
             return
         qp["retry_left"] -= 1
         qp["progress_at"] = eng["now"]
-    qp["probes"] = min(200, int(qp["probes"]) + 1)
+    qp["probes"] = min(200, i64(qp["probes"]) + 1)
     qp["gap_valid"] = 0
     _shrink_window(qp, True)
     rewind(eng, qp, qp_index)

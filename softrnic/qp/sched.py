@@ -6,7 +6,7 @@ per QP plus a summary bit per 32 words, set atomically by any poster and taken b
 
 from __future__ import annotations
 
-from softrnic.jit import atomic_or64, atomic_xchg64, cttz64, inline, ld64
+from softrnic.jit import atomic_or64, atomic_xchg64, cttz64, i64, inline, ld64
 from softrnic.layout import DOORBELL_BITS, DOORBELL_WORDS, OFF_DOORBELL_ANY, OFF_DOORBELLS
 
 _ANY_WORDS = (DOORBELL_WORDS + DOORBELL_BITS - 1) // DOORBELL_BITS
@@ -21,7 +21,7 @@ def schedule(eng, qp, qp_index):
         return
     qp["sched"] = 1
     qp["sched_next"] = -1
-    tail = int(eng["sched_tail"])
+    tail = i64(eng["sched_tail"])
     if tail < 0:
         eng["sched_head"] = qp_index
     else:
@@ -32,12 +32,12 @@ def schedule(eng, qp, qp_index):
 @inline
 def next_scheduled(eng):
     """Take the first QP off the run queue: its index, or -1."""
-    index = int(eng["sched_head"])
+    index = i64(eng["sched_head"])
     if index < 0:
         return -1
     qp = eng["qps"][index]
     eng["sched_head"] = qp["sched_next"]
-    if int(qp["sched_next"]) < 0:
+    if i64(qp["sched_next"]) < 0:
         eng["sched_tail"] = -1
     qp["sched"] = 0
     return index
@@ -46,7 +46,7 @@ def next_scheduled(eng):
 @inline
 def ring_doorbell(eng, qp_index):
     """Tell the engine that a queue of this QP has grown. Safe from any thread."""
-    base = int(eng["base"])
+    base = i64(eng["base"])
     word = qp_index >> _SHIFT
     atomic_or64(base + OFF_DOORBELLS + 8 * word, 1 << (qp_index & _MASK))
     atomic_or64(base + OFF_DOORBELL_ANY + 8 * (word >> _SHIFT), 1 << (word & _MASK))
@@ -55,7 +55,7 @@ def ring_doorbell(eng, qp_index):
 @inline
 def has_doorbells(eng):
     """Whether any doorbell has been rung since the last `take_doorbells`."""
-    base = int(eng["base"])
+    base = i64(eng["base"])
     for a in range(_ANY_WORDS):
         if ld64(base + OFF_DOORBELL_ANY + 8 * a) != 0:
             return True
@@ -65,7 +65,7 @@ def has_doorbells(eng):
 @inline
 def take_doorbells(eng):
     """Put every QP whose doorbell was rung on the run queue."""
-    base = int(eng["base"])
+    base = i64(eng["base"])
     for a in range(_ANY_WORDS):
         any_addr = base + OFF_DOORBELL_ANY + 8 * a
         if ld64(any_addr) == 0:

@@ -8,7 +8,7 @@ and at most one tick late.
 
 from __future__ import annotations
 
-from softrnic.jit import cttz64, inline
+from softrnic.jit import cttz64, i64, inline
 from softrnic.layout import WHEEL_LEVELS, WHEEL_SLOTS, TimerKind
 
 TICK_SHIFT = 12
@@ -21,7 +21,7 @@ NO_DEADLINE = (1 << 63) - 1
 @inline
 def _insert(eng, qp, qp_index, when):
     """Link the QP into the slot for time `when` (ns); slots count absolute ticks, so a level wraps by itself."""
-    now_tick = int(eng["wheel_now"])
+    now_tick = i64(eng["wheel_now"])
     tick = max((when + (1 << TICK_SHIFT) - 1) >> TICK_SHIFT, now_tick + 1)
     tick = min(tick, now_tick + _SPAN_TICKS)
     level = 0
@@ -29,7 +29,7 @@ def _insert(eng, qp, qp_index, when):
         level += 1
     at = (tick >> (_SLOT_BITS * level)) & _SLOT_MASK
     slot = level * WHEEL_SLOTS + at
-    head = int(eng["wheel"][slot])
+    head = i64(eng["wheel"][slot])
     qp["timer_slot"] = slot
     qp["timer_prev"] = -1
     qp["timer_next"] = head
@@ -52,8 +52,8 @@ def _clear_bit(eng, level, at):
 
 @inline
 def _unlink(eng, qp):
-    slot = int(qp["timer_slot"])
-    before, after = int(qp["timer_prev"]), int(qp["timer_next"])
+    slot = i64(qp["timer_slot"])
+    before, after = i64(qp["timer_prev"]), i64(qp["timer_next"])
     if before >= 0:
         eng["qps"][before]["timer_next"] = after
     else:
@@ -70,8 +70,8 @@ def start_timer(eng, qp, qp_index, kind, deadline):
     """(Re)start the QP's timer: `kind` expires at `deadline` (ns)."""
     qp["timer"] = kind
     qp["deadline"] = deadline
-    if int(qp["timer_slot"]) >= 0:
-        if int(qp["wheel_at"]) <= deadline:
+    if i64(qp["timer_slot"]) >= 0:
+        if i64(qp["wheel_at"]) <= deadline:
             return
         _unlink(eng, qp)
     _insert(eng, qp, qp_index, deadline)
@@ -87,7 +87,7 @@ def stop_timer(qp):
 def drop_timer(eng, qp):
     """Take the QP out of the wheel at once: it is being destroyed."""
     qp["timer"] = TimerKind.NONE
-    if int(qp["timer_slot"]) >= 0:
+    if i64(qp["timer_slot"]) >= 0:
         _unlink(eng, qp)
 
 
@@ -105,12 +105,12 @@ def _next_busy(bits, start):
 @inline
 def next_deadline(eng):
     """When the wheel must next be looked at (ns), or NO_DEADLINE."""
-    now_tick = int(eng["wheel_now"])
+    now_tick = i64(eng["wheel_now"])
     best = NO_DEADLINE
     for level in range(WHEEL_LEVELS):
         shift = _SLOT_BITS * level
         block = (now_tick >> shift) + 1
-        distance = _next_busy(int(eng["wheel_bits"][level]), block & _SLOT_MASK)
+        distance = _next_busy(i64(eng["wheel_bits"][level]), block & _SLOT_MASK)
         if distance >= 0:
             best = min(best, ((block + distance) << shift) << TICK_SHIFT)
     return best
@@ -126,7 +126,7 @@ def take_expired(eng, now):
     while True:
         tick = next_deadline(eng) >> TICK_SHIFT
         if tick > target:
-            eng["wheel_now"] = max(target, int(eng["wheel_now"]))
+            eng["wheel_now"] = max(target, i64(eng["wheel_now"]))
             return -1
         eng["wheel_now"] = tick
         for level in range(WHEEL_LEVELS - 1, -1, -1):
@@ -134,13 +134,13 @@ def take_expired(eng, now):
             if tick & ((1 << shift) - 1):
                 continue
             slot = level * WHEEL_SLOTS + ((tick >> shift) & _SLOT_MASK)
-            index = int(eng["wheel"][slot])
+            index = i64(eng["wheel"][slot])
             while index >= 0:
                 qp = eng["qps"][index]
                 _unlink(eng, qp)
                 if qp["timer"] != TimerKind.NONE:
-                    if int(qp["deadline"]) <= now:
+                    if i64(qp["deadline"]) <= now:
                         eng["wheel_now"] = tick - 1  # the rest of this slot is for the next call
                         return index
-                    _insert(eng, qp, index, int(qp["deadline"]))
-                index = int(eng["wheel"][slot])
+                    _insert(eng, qp, index, i64(qp["deadline"]))
+                index = i64(eng["wheel"][slot])

@@ -374,7 +374,7 @@ def _payload(r: _Reader, padcnt: int) -> Iterator[Layer]:
 
 
 def _icrc(frame: bytes, l3: int, bth: int, end: int) -> Layer:
-    """The ICRC, and the verdict on it: CRC-32 of the packet with all that may change on the way set to ones."""
+    """The ICRC and the verdict on it: CRC-32 of the packet, what may change on the way being ones."""
     masked = bytearray(frame[l3:end])
     if frame[l3] >> 4 == 4:
         ones = [1, 8, 10, 11]

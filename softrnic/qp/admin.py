@@ -1,0 +1,65 @@
+"""Kernel entry points of the control path: what verbs need done to engine records that only the engine may touch.
+
+Called while the engine stands still (between bursts), one object at a time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from softrnic.hash import hash_find
+from softrnic.jit import i64, kernel
+from softrnic.qp.finish import enter_error
+from softrnic.qp.inbound import qpn_key
+from softrnic.qp.sched import ring_doorbell, schedule
+from softrnic.qp.timer import drop_timer
+
+
+@kernel
+def doorbell(engs: np.ndarray, qp_index: int) -> None:
+    """A queue of this QP has grown."""
+    ring_doorbell(engs[0], qp_index)
+
+
+@kernel
+def to_error(engs: np.ndarray, qp_index: int) -> None:
+    """Take a QP to the error state and flush it."""
+    eng = engs[0]
+    enter_error(eng, eng["qps"][qp_index], qp_index)
+
+
+@kernel
+def forget(engs: np.ndarray, qp_index: int) -> None:
+    """Take a QP out of the timer wheel and the run queue, because it is reset or destroyed."""
+    eng = engs[0]
+    qp = eng["qps"][qp_index]
+    drop_timer(eng, qp)
+    if qp["sched"] == 0:
+        return
+    qp["sched"] = 0
+    before, index = -1, i64(eng["sched_head"])
+    while index != qp_index:
+        before = index
+        index = i64(eng["qps"][index]["sched_next"])
+    after = i64(qp["sched_next"])
+    if before < 0:
+        eng["sched_head"] = after
+    else:
+        eng["qps"][before]["sched_next"] = after
+    if after < 0:
+        eng["sched_tail"] = before
+
+
+@kernel
+def resume_faulted(engs: np.ndarray, qp_index: int) -> None:
+    """The page a QP waited for is there."""
+    eng = engs[0]
+    qp = eng["qps"][qp_index]
+    qp["fault"] = 0
+    schedule(eng, qp, qp_index)
+
+
+@kernel
+def find_qp(engs: np.ndarray, func: int, qpn: int) -> int:
+    """Index of the QP with this number, or -1."""
+    return hash_find(engs[0]["qpn_hash"], qpn_key(func, qpn))

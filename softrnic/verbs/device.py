@@ -1,0 +1,338 @@
+"""The device: its engine, its addresses, its capacities, and the events it hands out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from softrnic import layout
+from softrnic.counters import COUNTERS, C
+from softrnic.engine import Engine
+from softrnic.errors import VerbsError
+from softrnic.hash import hash_insert, hash_remove
+from softrnic.layout import SpaceKind
+from softrnic.mem.mr import key_of
+from softrnic.qp.inbound import qpn_key
+from softrnic.slab import Pool, Slab
+from softrnic.spec import EventType
+from softrnic.verbs.cq import Cq
+
+if TYPE_CHECKING:
+    from softrnic.verbs.pd import Mr, Mw, Pd
+    from softrnic.verbs.qp import Qp
+    from softrnic.verbs.srq import Srq
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IDENTITY_SPACE = 0  # the address space of this process
+
+
+@dataclass(frozen=True)
+class DeviceAttr:
+    """ibv_device_attr, as far as it is not zero."""
+
+    fw_ver: str = "1"
+    vendor_id: int = 0x0052
+    vendor_part_id: int = 1
+    hw_ver: int = 1
+    max_mr_size: int = (1 << 63) - 1
+    page_size_cap: int = 0xFFFFF000
+    max_qp: int = layout.MAX_QP - 64
+    max_qp_wr: int = 1 << 15
+    max_sge: int = layout.MAX_SGE
+    max_sge_rd: int = layout.MAX_SGE
+    max_cq: int = layout.MAX_CQ
+    max_cqe: int = 1 << 17
+    max_mr: int = layout.MAX_MR - 1
+    max_mw: int = layout.MAX_MR - 1
+    max_pd: int = 1 << 15
+    max_qp_rd_atom: int = layout.MAX_RD_ATOMIC
+    max_qp_init_rd_atom: int = layout.MAX_RD_ATOMIC
+    max_srq: int = layout.MAX_SRQ
+    max_srq_wr: int = 1 << 15
+    max_srq_sge: int = layout.MAX_SGE
+    max_ah: int = layout.MAX_AH
+    max_inline_data: int = layout.MAX_SGE * 16
+    max_pkeys: int = 1
+    local_ca_ack_delay: int = 15
+    phys_port_cnt: int = 1
+
+
+@dataclass(frozen=True)
+class PortAttr:
+    """ibv_port_attr, as far as RoCE has it."""
+
+    state: str = "PORT_ACTIVE"
+    max_mtu: int = 4096
+    active_mtu: int = 4096
+    gid_tbl_len: int = layout.MAX_GID
+    max_msg_sz: int = 1 << 31
+    link_layer: str = "Ethernet"
+
+
+class Gid(NamedTuple):
+    """One local address."""
+
+    index: int
+    ip: IpAddress
+    mac: bytes
+    vlan: int | None
+
+
+class AsyncEvent(NamedTuple):
+    """ibv_async_event: what happened, and to which QP, CQ, SRQ or (for a port event) the device."""
+
+    type: EventType
+    element: Qp | Cq | Srq | Device | None
+
+
+class _Numbers(Pool):
+    """A pool from which the caller may also take a number of its choice."""
+
+    def __init__(self, first: int, size: int, what: str) -> None:
+        super().__init__(first, size, what)
+        self._pinned: set[int] = set()
+        self._used: set[int] = set()
+
+    def alloc(self) -> int:
+        number = super().alloc()
+        while number in self._pinned:
+            number = super().alloc()
+        self._used.add(number)
+        return number
+
+    def take(self, number: int) -> int:
+        """This very number; EEXIST when it is taken, EINVAL when there is no such number."""
+        if not 0 <= number < self._size:
+            raise VerbsError(errno.EINVAL, f"{self._what} are numbered 0 to {self._size - 1}, not {number}")
+        if number in self._used:
+            raise VerbsError(errno.EEXIST, f"number {number} of {self._what} is taken")
+        self._used.add(number)
+        self._pinned.add(number)
+        return number
+
+    def free(self, slot: int) -> None:
+        self._used.discard(slot)
+        if slot in self._pinned:
+            self._pinned.discard(slot)
+            if slot >= self._fresh:
+                return  # never handed out by alloc: it is still fresh
+        super().free(slot)
+
+
+class _Pools:
+    def __init__(self) -> None:
+        self.qps = Pool(0, layout.MAX_QP, "QPs")
+        self.cqs = _Numbers(0, layout.MAX_CQ, "CQs")
+        self.srqs = _Numbers(0, layout.MAX_SRQ, "SRQs")
+        self.mrs = Pool(1, layout.MAX_MR, "memory regions and windows")
+        self.ahs = Pool(0, layout.MAX_AH, "address handles")
+        self.pds = Pool(1, 1 << 15, "protection domains")
+
+
+class _Slabs:
+    def __init__(self) -> None:
+        self.wqes = Slab(layout.SQ_ENTRIES, "send WQEs")
+        self.rwqes = Slab(layout.RQ_ENTRIES, "receive WQEs")
+        self.sges = Slab(layout.SGE_ENTRIES, "scatter/gather entries")
+        self.cqes = Slab(layout.CQ_ENTRIES, "completions")
+        self.rd_res = Slab(layout.RD_ENTRIES, "READ and atomic resources")
+
+
+class Device:
+    """ibv_context and ibv_device in one. All objects on it are made through it or its PDs.
+
+    `quiesced` is a context manager in which the engine stands still; whoever drives the engine in another thread
+    replaces it. `resolve_mac` maps a destination address to a MAC, for address handles that name none.
+    """
+
+    def __init__(self, name: str = "sr0", *, node_guid: int = 0x0200_00FF_FE00_0001, func: int = 0) -> None:
+        self.name = name
+        self.node_guid = node_guid
+        self.func = func
+        self.attr = DeviceAttr()
+        self.port = PortAttr()
+        self.engine = Engine()
+        self.record = self.engine.record
+        self.cqes = self.record["cqes"]
+        self.pools = _Pools()
+        self.slabs = _Slabs()
+        self.gids: dict[int, Gid] = {}
+        self.pds: dict[int, Pd] = {}
+        self.cqs: dict[int, Cq] = {}
+        self.srqs: dict[int, Srq] = {}
+        self.qps: dict[int, Qp] = {}
+        self.mrs: dict[int, Mr | Mw] = {}
+        self.async_events: deque[AsyncEvent] = deque(maxlen=4096)
+        self.quiesced: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        self.resolve_mac: Callable[[Gid, IpAddress], bytes] | None = None
+        self.fixed_sport: int | None = None  # a port that cannot choose UDP source ports says which it uses
+        self._next_qpn = 0x11
+        self._key_variant = 0
+        self.record["spaces"][IDENTITY_SPACE]["kind"] = SpaceKind.IDENTITY
+
+    # --- addresses ---
+
+    def add_gid(self, ip: str | IpAddress, mac: bytes, vlan: int | None = None) -> int:
+        """Own an address: packets to it are taken, QPs may send from it. Returns its GID index."""
+        addr = ipaddress.ip_address(ip)
+        if len(mac) != 6:
+            raise VerbsError(errno.EINVAL, f"a MAC has six bytes, not {len(mac)}")
+        if vlan is not None and not 0 < vlan < 4095:
+            raise VerbsError(errno.EINVAL, f"VLAN id {vlan} is not in 1 to 4094")
+        index = next((i for i in range(layout.MAX_GID) if i not in self.gids), None)
+        if index is None:
+            raise VerbsError(errno.ENOSPC, f"the GID table has {layout.MAX_GID} entries")
+        with self.quiesced():
+            record = self.record["gids"][index]
+            record["ip"] = np.frombuffer(gid_bytes(addr), np.uint8)
+            record["mac"] = np.frombuffer(mac, np.uint8)
+            record["vlan"] = -1 if vlan is None else vlan
+            record["func"] = self.func
+            record["valid"] = 1
+            self.record["ngid"] = max(int(self.record["ngid"]), index + 1)
+        self.gids[index] = Gid(index, addr, bytes(mac), vlan)
+        return index
+
+    def del_gid(self, index: int) -> None:
+        """Give an address up; packets to it are dropped from now on."""
+        if index not in self.gids:
+            raise VerbsError(errno.EINVAL, f"GID index {index} is empty")
+        with self.quiesced():
+            self.record["gids"][index]["valid"] = 0
+        del self.gids[index]
+
+    def query_gid(self, index: int) -> Gid:
+        """The local address with this index."""
+        try:
+            return self.gids[index]
+        except KeyError:
+            raise VerbsError(errno.EINVAL, f"GID index {index} is empty") from None
+
+    # --- objects ---
+
+    def alloc_pd(self) -> Pd:
+        """A protection domain."""
+        from softrnic.verbs.pd import Pd
+
+        return Pd(self)
+
+    def create_cq(self, cqe: int = 256, *, cqn: int | None = None) -> Cq:
+        """A completion queue of at least `cqe` entries; `cqn` pins its number."""
+        return Cq(self, cqe, cqn)
+
+    def choose_qpn(self, wanted: int | None) -> int:
+        """A free QP number, or the wanted one: EEXIST when it is taken, EINVAL when there is no such number."""
+        if wanted is not None:
+            if not 1 <= wanted < 0xFFFFFF:
+                raise VerbsError(errno.EINVAL, f"QPN {wanted:#x} is not in 1 to 0xfffffe")
+            if any(qp.qpn == wanted for qp in self.qps.values()):
+                raise VerbsError(errno.EEXIST, f"QPN {wanted:#x} is taken")
+            return wanted
+        taken = {qp.qpn for qp in self.qps.values()} if len(self.qps) < 64 else self._qpns
+        while self._next_qpn in taken:
+            self._advance_qpn()
+        qpn = self._next_qpn
+        self._advance_qpn()
+        return qpn
+
+    def _advance_qpn(self) -> None:
+        self._next_qpn = self._next_qpn + 1 if self._next_qpn < 0xFFFFFE else 0x11
+
+    @property
+    def _qpns(self) -> set[int]:
+        return {qp.qpn for qp in self.qps.values()}
+
+    def bind_qpn(self, qpn: int, index: int) -> None:
+        """Make packets for `qpn` reach the QP record `index`; EEXIST when the number is taken."""
+        if not hash_insert(self.record["qpn_hash"], qpn_key(self.func, qpn), index):
+            raise VerbsError(errno.EEXIST, f"QPN {qpn:#x} is taken")
+
+    def unbind_qpn(self, qpn: int) -> None:
+        """The QP is gone."""
+        hash_remove(self.record["qpn_hash"], qpn_key(self.func, qpn))
+
+    def choose_key(self, index: int, wanted: int | None) -> int:
+        """A memory key for record `index`, registered in the key table; EEXIST when the wanted one is taken."""
+        if wanted is not None:
+            if not 0 < wanted < 1 << 32:
+                raise VerbsError(errno.EINVAL, f"key {wanted:#x} is not in 1 to 0xffffffff")
+            if not hash_insert(self.record["key_hash"], key_of(self.func, wanted), index):
+                raise VerbsError(errno.EEXIST, f"memory key {wanted:#x} is taken")
+            return wanted
+        while True:
+            self._key_variant = (self._key_variant + 1) & 0xFF
+            key = index << 8 | self._key_variant
+            if hash_insert(self.record["key_hash"], key_of(self.func, key), index):
+                return key
+
+    def drop_key(self, key: int) -> None:
+        """The region or window is gone."""
+        hash_remove(self.record["key_hash"], key_of(self.func, key))
+
+    # --- events and counters ---
+
+    def dispatch_events(self) -> None:
+        """Hand what the engine has noted to CQ waiters and to `async_events`. Called by whoever drives the engine."""
+        for event in self.engine.events():
+            if event.type == EventType.CQ_NOTIFY:
+                cq = self.cqs.get(event.index)
+                if cq is not None:
+                    cq.notified()
+            elif event.type == EventType.PAGE_FAULT:
+                self.page_fault(event.index, event.arg)
+            else:
+                self.async_events.append(AsyncEvent(event.type, self._element(event.type, event.index)))
+
+    def page_fault(self, space: int, addr: int) -> None:
+        """A page of an address space is missing. Without a resolver nothing can be on demand, so this is a bug."""
+        raise RuntimeError(f"page fault at {addr:#x} of address space {space}, which has no resolver")
+
+    def _element(self, kind: EventType, index: int) -> Qp | Cq | Srq | None:
+        if kind == EventType.CQ_ERR:
+            return self.cqs.get(index)
+        if kind in (EventType.SRQ_ERR, EventType.SRQ_LIMIT_REACHED):
+            return self.srqs.get(index)
+        return self.qps.get(index)
+
+    def get_async_event(self) -> AsyncEvent | None:
+        """The oldest asynchronous event not yet taken, or None."""
+        return self.async_events.popleft() if self.async_events else None
+
+    def counters(self) -> dict[str, int]:
+        """Every counter by its name."""
+        values = self.record["counters"]
+        return {row.name: int(values[row.index]) for row in COUNTERS}
+
+    def counter(self, which: C) -> int:
+        """One counter."""
+        return int(self.record["counters"][which])
+
+    def close(self) -> None:
+        """Destroy everything on the device."""
+        for pd in list(self.pds.values()):
+            pd.close()
+        for cq in list(self.cqs.values()):
+            cq.destroy()
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def walk_qps(self) -> Iterator[Qp]:
+        """All QPs."""
+        yield from self.qps.values()
+
+
+def gid_bytes(addr: IpAddress) -> bytes:
+    """An address as a GID: IPv4 as ::ffff:a.b.c.d (A17.4.1)."""
+    return addr.packed if addr.version == 6 else bytes(10) + b"\xff\xff" + addr.packed

@@ -1,0 +1,380 @@
+"""Queue pairs: creation, the state machine's effects on the record, posting."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from softrnic.errors import VerbsError
+from softrnic.layout import QP, MrKind, TimerKind
+from softrnic.qp import admin
+from softrnic.qp.machine import check_modify
+from softrnic.qp.retransmit import CWND_MAX, CWND_START
+from softrnic.spec import DEFAULT_PKEY, GSI_QPN, PSN_MASK, Access, Mtu, QpState, QpType, SendFlags, WrOpcode
+from softrnic.verbs.cq import Cq
+from softrnic.verbs.device import gid_bytes
+from softrnic.verbs.pd import AhAttr, write_av
+from softrnic.verbs.srq import Srq, put_rwqe
+from softrnic.verbs.wr import RecvWr, SendWr
+from softrnic.wire.frame import flow_sport
+
+if TYPE_CHECKING:
+    from softrnic.verbs.pd import Pd
+
+
+@dataclass(frozen=True)
+class QpCap:
+    """ibv_qp_cap."""
+
+    max_send_wr: int = 64
+    max_recv_wr: int = 64
+    max_send_sge: int = 1
+    max_recv_sge: int = 1
+    max_inline_data: int = 0
+
+
+# Ranges of the attributes of `modify`: name -> (lowest, highest).
+_RANGES = {
+    "pkey_index": (0, 0),
+    "port": (1, 1),
+    "qkey": (0, 0xFFFFFFFF),
+    "dqpn": (0, 0xFFFFFF),
+    "rq_psn": (0, PSN_MASK),
+    "sq_psn": (0, PSN_MASK),
+    "min_rnr_timer": (0, 31),
+    "timeout": (0, 31),
+    "retry_cnt": (0, 7),
+    "rnr_retry": (0, 7),
+}
+
+
+class Qp:
+    """ibv_qp. Made by `Pd.create_qp`."""
+
+    def __init__(
+        self, pd: Pd, kind: QpType, send_cq: Cq, recv_cq: Cq, cap: QpCap, *, srq: Srq | None, sq_sig_all: bool,
+        qpn: int | None,
+    ) -> None:  # fmt: skip
+        self.pd = pd
+        self.device = device = pd.device
+        self.type = QpType(kind)
+        self.send_cq, self.recv_cq, self.srq = send_cq, recv_cq, srq
+        self._check_cap(cap, srq)
+        if srq is not None and srq.pd is not pd:
+            raise VerbsError(errno.EINVAL, "the SRQ is in another protection domain")
+        if srq is not None and self.type == QpType.GSI:
+            raise VerbsError(errno.EINVAL, "a GSI QP has no SRQ")
+        self.qpn = device.choose_qpn(GSI_QPN if self.type == QpType.GSI else qpn)
+        self.sq_size = 1 << max(0, cap.max_send_wr - 1).bit_length()
+        self.rq_size = 0 if srq else 1 << max(0, cap.max_recv_wr - 1).bit_length()
+        inline_slots = (cap.max_inline_data + 15) // 16
+        self.sq_sge_max = max(1, cap.max_send_sge, inline_slots)
+        self.rq_sge_max = srq.max_sge if srq else max(1, cap.max_recv_sge)
+        self.cap = QpCap(
+            self.sq_size, self.rq_size, self.sq_sge_max, self.rq_sge_max, inline_slots * 16 and self.sq_sge_max * 16
+        )
+        self.index = device.pools.qps.alloc()
+        self._rd_slots = 0
+        self._attr: dict[str, Any] = {}
+        self.record = device.record["qps"][self.index]
+        with device.quiesced():
+            self._init_record(sq_sig_all)
+            device.bind_qpn(self.qpn, self.index)
+        device.qps[self.index] = self
+        pd.users += 1
+        send_cq.users += 1
+        recv_cq.users += 1
+        if srq is not None:
+            srq.users += 1
+
+    def _check_cap(self, cap: QpCap, srq: Srq | None) -> None:
+        attr = self.device.attr
+        for name, value, top in (
+            ("max_send_wr", cap.max_send_wr, attr.max_qp_wr),
+            ("max_recv_wr", 0 if srq else cap.max_recv_wr, attr.max_qp_wr),
+            ("max_send_sge", cap.max_send_sge, attr.max_sge),
+            ("max_recv_sge", cap.max_recv_sge, attr.max_sge),
+            ("max_inline_data", cap.max_inline_data, attr.max_inline_data),
+        ):
+            if not 0 <= value <= top:
+                raise VerbsError(errno.EINVAL, f"{name} must be 0 to {top}, not {value}")
+
+    def _init_record(self, sq_sig_all: bool) -> None:
+        """The record of a QP just created; its queues are claimed from the slabs."""
+        slabs, q = self.device.slabs, self.record
+        self.device.record["qps"][self.index : self.index + 1] = np.zeros(1, QP)
+        q["sq_base"], q["sq_mask"] = slabs.wqes.alloc(self.sq_size), self.sq_size - 1
+        q["sq_sge_base"], q["sq_sge_max"] = slabs.sges.alloc(self.sq_size * self.sq_sge_max), self.sq_sge_max
+        q["rq_mask"] = max(0, self.rq_size - 1)
+        q["rq_sge_max"] = self.rq_sge_max
+        if self.rq_size:
+            q["rq_base"] = slabs.rwqes.alloc(self.rq_size)
+            q["rq_sge_base"] = slabs.sges.alloc(self.rq_size * self.rq_sge_max)
+        q["resp_sge_base"] = slabs.sges.alloc(self.rq_sge_max)
+        q["qpn"], q["func"], q["pdn"] = self.qpn, self.device.func, self.pd.pdn
+        q["scq"], q["rcq"] = self.send_cq.index, self.recv_cq.index
+        q["srq"] = -1 if self.srq is None else self.srq.index
+        q["sq_sig_all"] = sq_sig_all
+        q["max_inline"] = self.cap.max_inline_data
+        q["pkey"] = DEFAULT_PKEY
+        q["pmtu"] = self.device.port.active_mtu
+        self._reset_record()
+        q["type"] = self.type
+
+    def _reset_record(self) -> None:
+        """RESET: queues empty, nothing outstanding (10.3.1.1)."""
+        q = self.record
+        for name in (
+            "sq_prod", "sq_head", "sq_cur", "sq_hi", "req_off", "rq_prod", "rq_head", "rd_head", "rd_done", "rd_tail",
+            "rd_out", "resp_off", "resp_resid", "resp_wqe", "resp_op", "ack_state", "nak_sent", "fault", "req_wait",
+            "credits_valid", "gap_valid", "rtt_valid", "srtt", "probes", "msn", "epsn", "req_psn", "req_hi_psn",
+            "una_psn", "unacked_req", "cwnd_credit", "sqd_notified", "comm_est", "last_wqe", "limit_ssn",
+        ):  # fmt: skip
+            q[name] = 0
+        q["ssn"] = 1
+        q["cwnd"], q["ssthresh"] = CWND_START, CWND_MAX
+        q["timer"] = TimerKind.NONE
+        q["timer_slot"] = -1
+        q["state"] = QpState.RESET
+
+    # --- state ---
+
+    @property
+    def state(self) -> QpState:
+        """The state the QP is in now; errors change it without a modify."""
+        return QpState(int(self.record["state"]))
+
+    def modify(self, state: QpState | None = None, **attr: Any) -> None:
+        """ibv_modify_qp: go to `state` (default: stay) with attributes named as the state machine names them.
+
+        `ah` is an AhAttr, `path_mtu` a Mtu, `access_flags` an Access; everything else a number. EINVAL says which
+        attribute is missing, too many or out of range, and leaves the QP as it was.
+        """
+        old = self.state
+        new = old if state is None else QpState(state)
+        if attr.pop("cur_state", old) != old:
+            raise VerbsError(errno.EINVAL, f"the QP is in {old.name}")
+        check_modify(self.type, old, new, frozenset(attr))
+        self._check_values(attr)
+        with self.device.quiesced():
+            self._apply(attr)
+            self._enter(old, new)
+        self._attr.update(attr)
+
+    def _check_values(self, attr: dict[str, Any]) -> None:
+        for name, value in attr.items():
+            low, high = _RANGES.get(name, (0, 0))
+            if name in _RANGES and not (isinstance(value, int) and low <= value <= high):
+                raise VerbsError(errno.EINVAL, f"{name} must be {low} to {high:#x}, not {value!r}")
+        top = self.device.attr.max_qp_rd_atom
+        for name in ("max_rd_atomic", "max_dest_rd_atomic"):
+            if not 0 <= attr.get(name, 0) <= top:
+                raise VerbsError(errno.EINVAL, f"{name} must be 0 to {top}, not {attr[name]}")
+        if "path_mtu" in attr:
+            try:
+                mtu = Mtu(attr["path_mtu"])
+            except ValueError:
+                raise VerbsError(errno.EINVAL, f"path_mtu {attr['path_mtu']!r} is not an ibv_mtu") from None
+            if mtu.bytes > self.device.port.active_mtu:
+                raise VerbsError(errno.EINVAL, f"path_mtu {mtu.bytes}: the port carries {self.device.port.active_mtu}")
+
+    def _apply(self, attr: dict[str, Any]) -> None:
+        q = self.record
+        if "ah" in attr:
+            self._set_path(attr["ah"], attr.get("dqpn", int(q["dqpn"])))
+        for name in ("dqpn", "qkey", "min_rnr_timer", "timeout", "retry_cnt", "rnr_retry", "max_rd_atomic", "port"):
+            if name in attr:
+                q[name] = attr[name]
+        if "access_flags" in attr:
+            q["access"] = int(Access(attr["access_flags"]))
+        if "path_mtu" in attr:
+            q["pmtu"] = Mtu(attr["path_mtu"]).bytes
+        if "rq_psn" in attr:
+            q["epsn"] = attr["rq_psn"]
+        if "sq_psn" in attr:
+            q["req_psn"] = q["req_hi_psn"] = q["una_psn"] = attr["sq_psn"]
+        if "max_dest_rd_atomic" in attr:
+            self._set_resources(attr["max_dest_rd_atomic"])
+        q["retry_left"], q["rnr_left"] = q["retry_cnt"], q["rnr_retry"]
+
+    def _set_path(self, ah: AhAttr, dqpn: int) -> None:
+        device = self.device
+        write_av(device, self.index, ah, flow_sport(self.qpn, dqpn), self.pd.pdn)
+        own, peer = device.query_gid(ah.sgid_index).ip, gid_bytes(ipaddress.ip_address(ah.dgid))
+        self.record["gid_index"] = ah.sgid_index
+        self.record["src_ip"] = np.frombuffer(gid_bytes(own), np.uint8)
+        self.record["dst_ip"] = np.frombuffer(peer, np.uint8)
+
+    def _set_resources(self, count: int) -> None:
+        """Room to remember `count` READs and atomics."""
+        self._free_resources()
+        self.record["max_dest_rd_atomic"] = count
+        if count:
+            self._rd_slots = 1 << (count - 1).bit_length()
+            base = self.device.slabs.rd_res.alloc(self._rd_slots)
+            self.record["rd_base"], self.record["rd_mask"] = base, self._rd_slots - 1
+            self.device.record["rd_res"][base : base + self._rd_slots]["state"] = 0
+        self.record["rd_head"] = self.record["rd_done"] = self.record["rd_tail"] = 0
+
+    def _free_resources(self) -> None:
+        if self._rd_slots:
+            self.device.slabs.rd_res.free(int(self.record["rd_base"]), self._rd_slots)
+            self._rd_slots = 0
+
+    def _enter(self, old: QpState, new: QpState) -> None:
+        """What entering `new` does beyond its attributes."""
+        if new == QpState.RESET:
+            admin.forget(self.device.engine.tables, self.index)
+            self._reset_record()
+            self._attr.clear()
+        elif new == QpState.ERR:
+            if old != QpState.ERR:
+                admin.to_error(self.device.engine.tables, self.index)
+        else:
+            if old == QpState.RTS and new == QpState.SQD:
+                self.record["sqd_notified"] = 0
+            self.record["state"] = new
+            admin.doorbell(self.device.engine.tables, self.index)
+
+    def query(self) -> dict[str, Any]:
+        """ibv_query_qp: the state and every attribute set so far, with both PSNs as they are now."""
+        q = self.record
+        now = {
+            "state": self.state, "qpn": self.qpn, "type": self.type, "rq_psn": int(q["epsn"]),
+            "sq_psn": int(q["req_hi_psn"]), "cap": self.cap, "sq_draining": self._draining(),
+            "path_mtu": Mtu((int(q["pmtu"]) >> 7).bit_length() - 1),
+        }  # fmt: skip
+        return {**self._attr, **now}
+
+    def _draining(self) -> bool:
+        return self.state == QpState.SQD and int(self.record["sq_head"]) != int(self.record["sq_hi"])
+
+    # --- posting ---
+
+    def post_send(self, wr: SendWr | Sequence[SendWr]) -> None:
+        """Post send work requests; ENOMEM when the queue is full, EINVAL for one that can never work."""
+        if self.state in (QpState.RESET, QpState.INIT, QpState.RTR):
+            raise VerbsError(errno.EINVAL, f"the QP is in {self.state.name}, sends need RTS")
+        posted = 0
+        try:
+            for one in (wr,) if isinstance(wr, SendWr) else wr:
+                self._put_send(one)
+                posted += 1
+        finally:
+            if posted:
+                admin.doorbell(self.device.engine.tables, self.index)
+
+    def _put_send(self, wr: SendWr) -> None:
+        q, device = self.record, self.device
+        prod = int(q["sq_prod"])
+        if prod - int(q["sq_head"]) >= self.sq_size:
+            raise VerbsError(errno.ENOMEM, f"send queue of QP {self.qpn:#x} is full ({self.sq_size})")
+        flags, length, nsge = int(wr.flags) & ~SendFlags.INLINE, 0, len(wr.sges)
+        slot = prod & (self.sq_size - 1)
+        sge_index = int(q["sq_sge_base"]) + slot * self.sq_sge_max
+        if wr.inline is not None:
+            flags |= SendFlags.INLINE
+            length, nsge = self._put_inline(sge_index, wr), 0
+        elif nsge > self.sq_sge_max:
+            raise VerbsError(errno.EINVAL, f"{nsge} SGEs, the queue takes {self.sq_sge_max}")
+        else:
+            sges = device.record["sges"]
+            for i, sge in enumerate(wr.sges):
+                sges[sge_index + i] = (sge.addr, sge.length, sge.lkey)
+        wqe = device.record["wqes"][int(q["sq_base"]) + slot]
+        wqe["wr_id"], wqe["opcode"], wqe["flags"] = wr.wr_id, wr.opcode, flags
+        wqe["num_sge"], wqe["length"] = nsge, length
+        wqe["remote_addr"], wqe["rkey"], wqe["imm"] = _signed(wr.remote_addr), wr.rkey, wr.imm
+        if wr.opcode in (WrOpcode.ATOMIC_CMP_AND_SWP, WrOpcode.ATOMIC_FETCH_AND_ADD):
+            wqe["compare_add"], wqe["swap"] = _signed(wr.compare_add), _signed(wr.swap)
+        if self.type in (QpType.UD, QpType.GSI):
+            if wr.ah is None:
+                raise VerbsError(errno.EINVAL, "a datagram needs an address handle")
+            wqe["ah"], wqe["dqpn"], wqe["qkey"] = wr.ah.index, wr.dqpn, wr.qkey
+        if wr.opcode in (WrOpcode.BIND_MW, WrOpcode.REG_MR):
+            wqe["length"], wqe["access"] = wr.bind_length, int(wr.access)
+            wqe["bind_mr"] = -1 if wr.bind_mr is None else wr.bind_mr.index
+        q["sq_prod"] = prod + 1
+
+    def _put_inline(self, sge_index: int, wr: SendWr) -> int:
+        data = bytes(wr.inline or b"")
+        if len(data) > self.cap.max_inline_data:
+            raise VerbsError(errno.EINVAL, f"{len(data)} inline bytes, the queue takes {self.cap.max_inline_data}")
+        room = self.device.record["sges"][sge_index : sge_index + self.sq_sge_max].view(np.uint8)
+        room[: len(data)] = np.frombuffer(data, np.uint8)
+        return len(data)
+
+    def post_recv(self, wr: RecvWr | Sequence[RecvWr]) -> None:
+        """Post receive work requests; ENOMEM when the queue is full."""
+        if self.srq is not None:
+            raise VerbsError(errno.EINVAL, "this QP receives from an SRQ: post there")
+        if self.state == QpState.RESET:
+            raise VerbsError(errno.EINVAL, "the QP is in RESET, receives need INIT")
+        q = self.record
+        for one in (wr,) if isinstance(wr, RecvWr) else wr:
+            prod = int(q["rq_prod"])
+            if prod - int(q["rq_head"]) >= self.rq_size:
+                raise VerbsError(errno.ENOMEM, f"receive queue of QP {self.qpn:#x} is full ({self.rq_size})")
+            if len(one.sges) > self.rq_sge_max:
+                raise VerbsError(errno.EINVAL, f"{len(one.sges)} SGEs, the queue takes {self.rq_sge_max}")
+            slot = prod & (self.rq_size - 1)
+            put_rwqe(
+                self.device, int(q["rq_base"]) + slot, int(q["rq_sge_base"]) + slot * self.rq_sge_max, one
+            )
+            q["rq_prod"] = prod + 1
+        if self.state == QpState.ERR:
+            admin.doorbell(self.device.engine.tables, self.index)  # to be flushed
+
+    # --- end ---
+
+    def destroy(self) -> None:
+        """Destroy the QP at once, whatever is outstanding."""
+        device, q = self.device, self.record
+        if device.qps.get(self.index) is not self:
+            return
+        with device.quiesced():
+            admin.forget(device.engine.tables, self.index)
+            q["type"] = 0
+            q["state"] = QpState.RESET
+            device.unbind_qpn(self.qpn)
+            device.record["avs"][self.index]["valid"] = 0
+            self._unbind_windows()
+            self._free_resources()
+            device.slabs.wqes.free(int(q["sq_base"]), self.sq_size)
+            device.slabs.sges.free(int(q["sq_sge_base"]), self.sq_size * self.sq_sge_max)
+            device.slabs.sges.free(int(q["resp_sge_base"]), self.rq_sge_max)
+            if self.rq_size:
+                device.slabs.rwqes.free(int(q["rq_base"]), self.rq_size)
+                device.slabs.sges.free(int(q["rq_sge_base"]), self.rq_size * self.rq_sge_max)
+        del device.qps[self.index]
+        device.pools.qps.free(self.index)
+        self.pd.users -= 1
+        self.send_cq.users -= 1
+        self.recv_cq.users -= 1
+        if self.srq is not None:
+            self.srq.users -= 1
+
+    def _unbind_windows(self) -> None:
+        """Type 2 windows bound on this QP end with it (10.6.7.2.5)."""
+        mrs = self.device.record["mrs"]
+        for mw in [m for m in self.device.mrs.values() if int(mrs[m.index]["kind"]) == MrKind.MW2]:
+            record = mrs[mw.index]
+            if record["valid"] and int(record["qp"]) == self.index:
+                record["valid"] = 0
+                mrs[int(record["parent"])]["windows"] -= 1
+
+    def __enter__(self) -> Qp:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.destroy()
+
+
+def _signed(value: int) -> int:
+    """A 64-bit number as the i8 field that holds it."""
+    return ((value + (1 << 63)) & ((1 << 64) - 1)) - (1 << 63)
