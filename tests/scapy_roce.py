@@ -53,7 +53,11 @@ class IETH(Packet):
 
 class DETH(Packet):
     name = "DETH"
-    fields_desc: ClassVar[list[Any]] = [XIntField("qkey", 0), XByteField("reserved", 0), XBitField("sqpn", 0, 24)]
+    fields_desc: ClassVar[list[Any]] = [
+        XIntField("qkey", 0),
+        XByteField("reserved", 0),
+        XBitField("sqpn", 0, 24),
+    ]
 
 
 _BOTH = {
