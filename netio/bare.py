@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from netio import kernels
-from netio.port import COUNTERS, PortCaps, PortTables, Ready
+from netio.port import COUNTERS, Kind, PortCaps, PortTables, Ready
 from softrnic.layout import FrameRing
 
 
@@ -51,6 +51,7 @@ class BarePort:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
+            self.tables.port["kind"] = Kind.CLOSED
             self._release()
 
     def _release(self) -> None:

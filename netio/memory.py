@@ -101,12 +101,13 @@ class MemoryPort(BarePort):
         port["ring_bytes"] = wire.ring_bytes
         port["tx_base"], port["rx_base"] = wire.ring(side), wire.ring(1 - side)
         super().__init__(name, tables=tables, caps=SUPER_FRAMES, mac=mac)
-        self._wire = wire  # keeps the memory mapped
+        self._wire: Wire | None = wire  # keeps the memory mapped
 
     def _release(self) -> None:
         port = self.tables.port[0]
         os.close(int(port["peer_fd"]))
         super()._release()
+        self._wire = None
 
 
 def pair(*, mtu: int = 4200, ring_bytes: int = 1 << 20) -> tuple[MemoryPort, MemoryPort]:

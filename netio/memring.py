@@ -151,12 +151,13 @@ def memory_recv(pt: PortTables, rx: FrameRing) -> int:
         left = head - position
         if n == slots or left == 0:
             break
-        at = base + DATA + (position & (size - 1))
+        to_end = size - (position & (size - 1))
+        at = base + DATA + size - to_end
         length = int(ld_acq32(at))  # once: the producer may change it under our eyes
-        if length == SKIP:
-            position += size - (position & (size - 1))
+        if length == SKIP and to_end < left <= size:
+            position += to_end
             continue
-        if left < 0 or left > size or left % ALIGN or not _sound(length, left, size, position):
+        if not _sound(length, left, size, to_end):
             port["rx_errors"] += 1
             position = head & ~(ALIGN - 1)  # the producer broke the rules; start again where it says it is
             break
@@ -168,10 +169,10 @@ def memory_recv(pt: PortTables, rx: FrameRing) -> int:
 
 
 @inline
-def _sound(length: int, left: int, size: int, position: int) -> bool:
+def _sound(length: int, left: int, size: int, to_end: int) -> bool:
     """Whether a record of this length can be: a frame, wholly put, not beyond the end of the ring."""
     need = record_bytes(length)
-    return 14 <= length <= FRAME_ROOM and need <= left and need <= size - (position & (size - 1))
+    return 14 <= length <= FRAME_ROOM and need <= left <= size and left % ALIGN == 0 and need <= to_end
 
 
 @inline

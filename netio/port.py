@@ -23,6 +23,7 @@ class Kind(IntEnum):
     """PORT["kind"]: which kernels move the frames."""
 
     # fmt: off
+    CLOSED = -1 # every kernel does nothing
     FD     = 0  # AF_PACKET socket or tap: a descriptor whose frames carry a virtio-net header
     MEMORY = 1
     UDP    = 2
