@@ -14,7 +14,7 @@ from softrnic.cm.messages import Path, Rep, Req
 class QpAttributes(NamedTuple):
     """ibv_qp_attr, of the states RTR and RTS, without what the device decides."""
 
-    dest_qpn: int
+    dqpn: int
     rq_psn: int
     sq_psn: int
     path_mtu: int
@@ -47,7 +47,7 @@ def qp_attributes(connection: Connection) -> QpAttributes:
 def _active(connection: Connection, req: Req, rep: Rep) -> QpAttributes:
     path = req.primary
     return QpAttributes(
-        dest_qpn=connection.remote_qpn,
+        dqpn=connection.remote_qpn,
         rq_psn=rep.starting_psn,
         sq_psn=req.starting_psn,
         path_mtu=req.path_mtu,
@@ -66,7 +66,7 @@ def _active(connection: Connection, req: Req, rep: Rep) -> QpAttributes:
 def _passive(connection: Connection, req: Req, rep: Rep) -> QpAttributes:
     path = req.primary
     return QpAttributes(
-        dest_qpn=connection.remote_qpn,
+        dqpn=connection.remote_qpn,
         rq_psn=req.starting_psn,
         sq_psn=rep.starting_psn,
         path_mtu=req.path_mtu,

@@ -58,7 +58,7 @@ def test_each_side_serves_what_the_other_initiates() -> None:
 def test_the_ends_meet() -> None:
     connections = established()
     active, passive = map(qp_attributes, connections)
-    assert (active.dest_qpn, passive.dest_qpn) == (0x22, 0x11)
+    assert (active.dqpn, passive.dqpn) == (0x22, 0x11)
     assert (active.rq_psn, active.sq_psn) == (passive.sq_psn, passive.rq_psn) == (0x654321, 0x123456)
     assert (active.sgid, active.dgid) == (passive.dgid, passive.sgid)
     assert active.path_mtu == passive.path_mtu

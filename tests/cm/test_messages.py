@@ -33,8 +33,8 @@ from softrnic.cm.messages import (
 )
 from softrnic.errors import VerbsError, WireError
 
-# IBTA tables 106 to 120 as (byte, bit, width): the byte in the message (after the MAD header) and the bit from
-# its most significant one. Written down independently of messages.py, which has the fields in sequence.
+# IBTA tables 106 to 120 as (byte, bit, width): the byte after the MAD header, and the bit counted from the most
+# significant one. Written down independently of messages.py, which has the fields in sequence.
 IDS = {"local_comm_id": (0, 0, 32), "remote_comm_id": (4, 0, 32)}
 PATH_AT_52 = {
     "local_lid": (52, 0, 16),
