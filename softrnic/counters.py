@@ -80,11 +80,11 @@ class CounterRow(NamedTuple):
     index: C
     name: str
     prometheus: str
-    help: str
+    text: str
 
 
-def _row(index: C, prometheus: str, help: str) -> CounterRow:
-    return CounterRow(index, index.name.lower(), f"softrnic_{prometheus}_total", help)
+def _row(index: C, prometheus: str, text: str) -> CounterRow:
+    return CounterRow(index, index.name.lower(), f"softrnic_{prometheus}_total", text)
 
 
 COUNTERS: tuple[CounterRow, ...] = (

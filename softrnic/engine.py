@@ -7,7 +7,7 @@ back. Whatever drives it - the pump, a test, the simulator - calls these and not
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,12 +36,12 @@ def receive_burst(eng, rx, n, now):
 
 
 @inline
-def transmit_burst(eng, tx, now):
-    """Fill `tx` with what is due: the number of frames. A return of len(tx.frames) means there may be more."""
+def transmit_burst(eng, tx, slots, now):
+    """Fill the first `slots` frames of `tx` with what is due: how many. A full ring means there may be more."""
     eng["now"] = now
     take_doorbells(eng)
-    begin_burst(eng)
-    while i64(eng["tx_n"]) < len(tx.frames):
+    begin_burst(eng, slots)
+    while i64(eng["tx_n"]) < slots:
         index = next_scheduled(eng)
         if index < 0:
             break
@@ -82,36 +82,37 @@ def has_work(eng):
 
 
 @kernel
-def _receive(engs, frames, slab, n, now):  # type: ignore[no-untyped-def]
+def _receive(engs, frames, slab, n, now):
     """Entry point of `Engine.receive`."""
     receive_burst(engs[0], FrameRing(frames, slab), n, now)
 
 
 @kernel
-def _transmit(engs, frames, slab, now):  # type: ignore[no-untyped-def]
+def _transmit(engs, frames, slab, now):
     """Entry point of `Engine.transmit`."""
-    return transmit_burst(engs[0], FrameRing(frames, slab), now)
+    return transmit_burst(engs[0], FrameRing(frames, slab), len(frames), now)
 
 
 @kernel
-def _on_timer(engs, now):  # type: ignore[no-untyped-def]
+def _on_timer(engs, now):
     """Entry point of `Engine.on_timer`."""
     expire_timers(engs[0], now)
 
 
 @kernel
-def _next_deadline(engs):  # type: ignore[no-untyped-def]
+def _next_deadline(engs):
     """Entry point of `Engine.next_deadline`."""
     return next_deadline(engs[0])
 
 
 @kernel
-def _has_work(engs):  # type: ignore[no-untyped-def]
+def _has_work(engs):
     """Entry point of `Engine.has_work`."""
     return has_work(engs[0])
 
 
-class Event(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Event:
     """Something the engine reports: type, index of the record concerned, argument."""
 
     type: EventType
@@ -130,7 +131,7 @@ class Engine:
     @property
     def record(self) -> np.void:
         """The ENGINE record."""
-        return self.tables[0]  # type: ignore[no-any-return]
+        return self.tables[0]
 
     def set_offload(self, max_frame: int, max_segs: int) -> None:
         """What super-frames the port takes."""

@@ -69,7 +69,7 @@ def inline(fn: F) -> F:
 
 # Widen a field of a record to a signed 64-bit integer: kernels compute in nothing else, so that no unsigned or
 # narrow type creeps into arithmetic and every helper is compiled once.
-i64 = np.int64 if JIT else int
+i64: Any = np.int64 if JIT else int
 
 
 def frozen(values: Any, dtype: str) -> np.ndarray:
@@ -93,10 +93,7 @@ def _make_load(bits: int, ordering: str | None) -> Any:
     def load(typingctx: Any, addr: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             ptr = _as_ptr(builder, args[0], bits)
-            if ordering:
-                value = builder.load_atomic(ptr, ordering, bits // 8)
-            else:
-                value = builder.load(ptr, align=1)
+            value = builder.load_atomic(ptr, ordering, bits // 8) if ordering else builder.load(ptr, align=1)
             return builder.zext(value, ir.IntType(64)) if bits < 64 else value
 
         return _I64(_I64), codegen
@@ -188,15 +185,16 @@ def _pause(typingctx: Any) -> Any:
     return types.void(), codegen
 
 
-@intrinsic
-def _fence(typingctx: Any) -> Any:
-    """Orders the plain loads and stores around it: a ring entry before its index."""
+def _make_fence(ordering: str) -> Any:
+    @intrinsic
+    def fence(typingctx: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            builder.fence(ordering)
+            return context.get_dummy_value()
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.fence("acq_rel")
-        return context.get_dummy_value()
+        return types.void(), codegen
 
-    return types.void(), codegen
+    return fence
 
 
 def _py_load(bits: int) -> Any:
@@ -277,7 +275,9 @@ if JIT:
     st_rel32, st_rel64 = _make_store(32, "release"), _make_store(64, "release")
     atomic_add64, atomic_or64, atomic_xchg64 = _make_rmw("add"), _make_rmw("or"), _make_rmw("xchg")
     atomic_cas64 = _atomic_cas64
-    memcpy, memset, pause, fence = _memcpy, _memset, _pause, _fence
+    memcpy, memset, pause = _memcpy, _memset, _pause
+    fence = _make_fence("acq_rel")  # a ring entry before its index: free on x86
+    full_fence = _make_fence("seq_cst")  # a store before a later load, for two sides that each watch the other
     bswap16, bswap32, bswap64 = (_make_unary(b, "bswap") for b in (16, 32, 64))
     cttz64 = _make_unary(64, "cttz")
     addr_of = _array_addr
@@ -299,3 +299,5 @@ else:
 
     def fence() -> None:
         """The interpreter reorders nothing."""
+
+    full_fence = fence

@@ -459,9 +459,11 @@ ENGINE = _record(
         ("tx_nseg", "i4"),
         ("tx_av", "i4"),
         ("tx_n", "i4"),  # frames of this burst already closed
+        ("tx_slots", "i4"),  # frames this burst may have
         ("tx_end", "i8"),  # where its next segment goes
         ("event_prod", "i8"),
         ("event_cons", "i8"),
+        ("asleep", "i8"),  # whoever drives the engine sleeps: wake it after a doorbell
         ("fault_space", "i4"),  # where the last access met a page that is not present
         ("fault_write", "i4"),
         ("fault_addr", "i8"),

@@ -140,9 +140,8 @@ def resolve(eng, mr_index, offset, n, write):
             eng["fault_write"] = write
             return Run(0, 0, MEM_FAULT)
         n = min(n, have)
-    if space["kind"] == SpaceKind.IDENTITY:
-        run = Run(addr, n, MEM_OK)
-    else:
+    run = Run(addr, n, MEM_OK)
+    if space["kind"] != SpaceKind.IDENTITY:
         run = _slot_run(eng, space, addr, n, write)
     if write and space["tracking"]:
         mark_dirty(space, addr, run.length)

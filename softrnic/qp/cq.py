@@ -6,7 +6,7 @@ The engine writes `prod`, the poller writes `cons`. An entry is complete before 
 from __future__ import annotations
 
 from softrnic.counters import C
-from softrnic.jit import fence, i64, inline
+from softrnic.jit import fence, full_fence, i64, inline
 from softrnic.qp.event import push_event
 from softrnic.spec import EventType, WcStatus
 
@@ -41,6 +41,7 @@ def deliver(eng, cq_index, wr_id, status, opcode, byte_len, imm, qpn, src_qp, wc
     cqe["wc_flags"] = wc_flags
     fence()
     cq["prod"] = prod + 1
+    full_fence()  # the poller arms, then looks again; we show the entry, then look whether it is armed
     armed = i64(cq["armed"])
     if armed == ARM_NEXT or (armed == ARM_SOLICITED and (solicited or status != WcStatus.SUCCESS)):
         cq["armed"] = ARM_NONE

@@ -52,7 +52,8 @@ TRANSITIONS: dict[tuple[QpState, QpState], dict[QpType, Needs]] = {
     ),
     (INIT, RTR): _connected(
         _needs(
-            "ah path_mtu dqpn rq_psn max_dest_rd_atomic min_rnr_timer", "pkey_index access_flags alt_path path_mig_state"
+            "ah path_mtu dqpn rq_psn max_dest_rd_atomic min_rnr_timer",
+            "pkey_index access_flags alt_path path_mig_state",
         ),
         _needs("ah path_mtu dqpn rq_psn", "pkey_index access_flags alt_path path_mig_state"),
         _needs("", "pkey_index qkey"),

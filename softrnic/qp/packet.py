@@ -19,10 +19,11 @@ NO_ROOM = -1
 
 
 @inline
-def begin_burst(eng):
-    """Start filling an empty ring."""
+def begin_burst(eng, slots):
+    """Start filling the first `slots` frames of a ring."""
     eng["tx_slot"] = -1
     eng["tx_n"] = 0
+    eng["tx_slots"] = slots
 
 
 @inline
@@ -70,7 +71,7 @@ def reserve(eng, tx, av, length):
         return bth
     close_frame(eng, tx)
     slot = i64(eng["tx_n"])
-    if slot >= len(tx.frames):
+    if slot >= i64(eng["tx_slots"]):
         return NO_ROOM
     bth = slot * FRAME_STRIDE + FRAME_HEADROOM + i64(eng["avs"][av]["hdr_len"])
     eng["tx_slot"] = slot

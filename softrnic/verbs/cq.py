@@ -80,7 +80,7 @@ class Cq:
         if cons == prod:
             return []
         cqes, base, mask = self.device.cqes, int(record["base"]), int(record["mask"])
-        taken = []
+        taken: list[Wc] = []
         while cons < prod and len(taken) < count:
             c = cqes[base + (cons & mask)].item()
             taken.append(

@@ -8,7 +8,7 @@ import ipaddress
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from softrnic.errors import VerbsError
 from softrnic.hash import hash_insert, hash_remove
 from softrnic.layout import SpaceKind
 from softrnic.mem.mr import key_of
+from softrnic.qp import admin
 from softrnic.qp.inbound import qpn_key
 from softrnic.slab import Pool, Slab
 from softrnic.spec import EventType
@@ -77,7 +78,8 @@ class PortAttr:
     link_layer: str = "Ethernet"
 
 
-class Gid(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Gid:
     """One local address."""
 
     index: int
@@ -172,11 +174,21 @@ class Device:
         self.mrs: dict[int, Mr | Mw] = {}
         self.async_events: deque[AsyncEvent] = deque(maxlen=4096)
         self.quiesced: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        self.kick: Callable[[], None] = _nothing  # wake whoever drives the engine, after a doorbell
         self.resolve_mac: Callable[[Gid, IpAddress], bytes] | None = None
         self.fixed_sport: int | None = None  # a port that cannot choose UDP source ports says which it uses
         self._next_qpn = 0x11
         self._key_variant = 0
         self.record["spaces"][IDENTITY_SPACE]["kind"] = SpaceKind.IDENTITY
+
+    def set_active_mtu(self, mtu: int) -> None:
+        """The port carries packets with up to `mtu` bytes of payload."""
+        self.port = replace(self.port, active_mtu=mtu)
+
+    def ring_doorbell(self, qp_index: int) -> None:
+        """A queue of this QP has grown."""
+        admin.doorbell(self.engine.tables, qp_index)
+        self.kick()
 
     # --- addresses ---
 
@@ -331,6 +343,10 @@ class Device:
     def walk_qps(self) -> Iterator[Qp]:
         """All QPs."""
         yield from self.qps.values()
+
+
+def _nothing() -> None:
+    """Nobody to wake: the engine is driven by hand."""
 
 
 def gid_bytes(addr: IpAddress) -> bytes:

@@ -239,7 +239,7 @@ class Qp:
             if old == QpState.RTS and new == QpState.SQD:
                 self.record["sqd_notified"] = 0
             self.record["state"] = new
-            admin.doorbell(self.device.engine.tables, self.index)
+            self.device.ring_doorbell(self.index)
 
     def query(self) -> dict[str, Any]:
         """ibv_query_qp: the state and every attribute set so far, with both PSNs as they are now."""
@@ -267,7 +267,7 @@ class Qp:
                 posted += 1
         finally:
             if posted:
-                admin.doorbell(self.device.engine.tables, self.index)
+                self.device.ring_doorbell(self.index)
 
     def _put_send(self, wr: SendWr) -> None:
         q, device = self.record, self.device
@@ -328,7 +328,7 @@ class Qp:
             )
             q["rq_prod"] = prod + 1
         if self.state == QpState.ERR:
-            admin.doorbell(self.device.engine.tables, self.index)  # to be flushed
+            self.device.ring_doorbell(self.index)  # to be flushed
 
     # --- end ---
 

@@ -87,7 +87,7 @@ class Link(NamedTuple):
 
 
 @inline
-def _bad(err: int) -> Link:
+def _refused(err: int) -> Link:
     return Link(err, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
@@ -100,57 +100,63 @@ def parse_link(buf: np.ndarray, off: int, length: int, seg: int) -> Link:
     """
     end = off + length
     l3 = off + ETH_LEN
-    if length < ETH_LEN:
-        return _bad(LinkError.NOT_ROCE.value)
+    if l3 > end:
+        return _refused(LinkError.NOT_ROCE.value)
     ethertype = get16(buf, off + 12)
     vlan = -1
-    if ethertype == ETHERTYPE_VLAN and length >= ETH_LEN + VLAN_LEN:
+    if ethertype == ETHERTYPE_VLAN and l3 + VLAN_LEN <= end:
         vlan = get16(buf, off + 14) & 0xFFF
         ethertype = get16(buf, off + 16)
         l3 += VLAN_LEN
-    if ethertype == ETHERTYPE_IPV4:
-        return _parse_v4(buf, l3, end, seg, vlan)
-    if ethertype == ETHERTYPE_IPV6:
-        return _parse_v6(buf, l3, end, seg, vlan)
-    return _bad(LinkError.NOT_ROCE.value)
+    is_v6 = int(ethertype == ETHERTYPE_IPV6)
+    if is_v6:
+        err = _check_ipv6(buf, l3, end)
+    elif ethertype == ETHERTYPE_IPV4:
+        err = _check_ipv4(buf, l3, end)
+    else:
+        err = LinkError.NOT_ROCE.value
+    if err:
+        return _refused(err)
+    udp = l3 + (IPV6_LEN if is_v6 else IPV4_LEN)
+    payload = get16(buf, udp + 4) - UDP_LEN
+    seg_len = payload if seg == 0 or seg >= payload else seg
+    if seg_len < MIN_PACKET or seg_len & 3:
+        return _refused(LinkError.BAD_SEGMENT.value)
+    nseg = (payload + seg_len - 1) // seg_len
+    last_len = payload - (nseg - 1) * seg_len
+    if last_len < MIN_PACKET:
+        return _refused(LinkError.BAD_SEGMENT.value)
+    ip_id = 0 if is_v6 else get16(buf, l3 + 4)
+    tclass = get16(buf, l3) >> 4 & 0xFF if is_v6 else get8(buf, l3 + 1)
+    return Link(0, l3, is_v6, udp, udp + UDP_LEN, seg_len, nseg, last_len, ip_id, vlan, tclass)
 
 
 @inline
-def _parse_v4(buf: np.ndarray, l3: int, end: int, seg: int, vlan: int) -> Link:
+def _check_ipv4(buf: np.ndarray, l3: int, end: int) -> int:
+    """LinkError of an IPv4 packet: first whether it is ours, then whether it is sound."""
     if l3 + IPV4_LEN > end or get8(buf, l3 + 9) != PROTO_UDP:
-        return _bad(LinkError.NOT_ROCE.value)
+        return LinkError.NOT_ROCE.value
     header_len = (get8(buf, l3) & 0xF) * 4
-    udp = l3 + header_len
     fragment = get16(buf, l3 + 6)
     # A fragment that is not the first carries no port, so it cannot be told to be ours.
-    if fragment & 0x1FFF or header_len < IPV4_LEN or not _is_roce(buf, udp, end):
-        return _bad(LinkError.NOT_ROCE.value)
+    if fragment & 0x1FFF or header_len < IPV4_LEN or not _is_roce(buf, l3 + header_len, end):
+        return LinkError.NOT_ROCE.value
     if header_len != IPV4_LEN or get8(buf, l3) >> 4 != 4 or ipv4_sum(buf, l3) != 0xFFFF:
-        return _bad(LinkError.BAD_IP.value)
+        return LinkError.BAD_IP.value
     if fragment & 0x2000:
-        return _bad(LinkError.FRAGMENT.value)
-    ip_len = get16(buf, l3 + 2)
-    if ip_len < IPV4_LEN + UDP_LEN:
-        return _bad(LinkError.BAD_IP.value)
-    if l3 + ip_len > end:
-        return _bad(LinkError.TRUNCATED.value)
-    return _segments(buf, l3, 0, udp, ip_len - IPV4_LEN, seg, get16(buf, l3 + 4), vlan, get8(buf, l3 + 1))
+        return LinkError.FRAGMENT.value
+    return _check_lengths(buf, l3 + IPV4_LEN, end, get16(buf, l3 + 2) - IPV4_LEN)
 
 
 @inline
-def _parse_v6(buf: np.ndarray, l3: int, end: int, seg: int, vlan: int) -> Link:
+def _check_ipv6(buf: np.ndarray, l3: int, end: int) -> int:
+    """LinkError of an IPv6 packet. One with an extension header is not ours: RoCEv2 has none (A17.3.1)."""
     udp = l3 + IPV6_LEN
-    # An extension header in between makes it not ours: RoCEv2 has none (A17.3.1).
     if udp > end or get8(buf, l3 + 6) != PROTO_UDP or not _is_roce(buf, udp, end):
-        return _bad(LinkError.NOT_ROCE.value)
+        return LinkError.NOT_ROCE.value
     if get8(buf, l3) >> 4 != 6:
-        return _bad(LinkError.BAD_IP.value)
-    payload_len = get16(buf, l3 + 4)
-    if payload_len < UDP_LEN:
-        return _bad(LinkError.BAD_IP.value)
-    if udp + payload_len > end:
-        return _bad(LinkError.TRUNCATED.value)
-    return _segments(buf, l3, 1, udp, payload_len, seg, 0, vlan, get16(buf, l3) >> 4 & 0xFF)
+        return LinkError.BAD_IP.value
+    return _check_lengths(buf, udp, end, get16(buf, l3 + 4))
 
 
 @inline
@@ -159,22 +165,15 @@ def _is_roce(buf: np.ndarray, udp: int, end: int) -> bool:
 
 
 @inline
-def _segments(
-    buf: np.ndarray, l3: int, is_v6: int, udp: int, l4_len: int, seg: int, ip_id: int, vlan: int, tclass: int
-) -> Link:
-    """The last checks: UDP length against IP's, and segment sizes."""
-    payload = l4_len - UDP_LEN
-    if get16(buf, udp + 4) != l4_len or payload < MIN_PACKET or payload & 3:
-        return _bad(LinkError.BAD_UDP_LENGTH.value)
-    if seg == 0 or seg >= payload:
-        return Link(0, l3, is_v6, udp, udp + UDP_LEN, payload, 1, payload, ip_id, vlan, tclass)
-    if seg < MIN_PACKET or seg & 3:
-        return _bad(LinkError.BAD_SEGMENT.value)
-    nseg = (payload + seg - 1) // seg
-    last = payload - (nseg - 1) * seg
-    if last < MIN_PACKET:
-        return _bad(LinkError.BAD_SEGMENT.value)
-    return Link(0, l3, is_v6, udp, udp + UDP_LEN, seg, nseg, last, ip_id, vlan, tclass)
+def _check_lengths(buf: np.ndarray, udp: int, end: int, l4_len: int) -> int:
+    """LinkError of the UDP datagram that IP says has `l4_len` bytes with its header."""
+    if l4_len < UDP_LEN:
+        return LinkError.BAD_IP.value
+    if udp + l4_len > end:
+        return LinkError.TRUNCATED.value
+    if get16(buf, udp + 4) != l4_len or l4_len < UDP_LEN + MIN_PACKET or l4_len & 3:
+        return LinkError.BAD_UDP_LENGTH.value
+    return LinkError.NONE.value
 
 
 @inline

@@ -1,0 +1,142 @@
+"""A NIC: a device joined to a port and driven by a thread of its own.
+
+    with Nic(device, port):
+        ...
+
+Decides who may touch the engine when: the pump holds the lock while it runs, `quiesced` asks it to let go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from collections.abc import Iterator
+
+from netio.port import Port, PortTables
+from softrnic.control.pump import CTL_PAUSE, CTL_STOP, make_ctl, run_pump
+from softrnic.layout import make_ring
+from softrnic.spec import Mtu
+from softrnic.verbs import Device
+
+RX_SLOTS = 8
+TX_SLOTS = 8
+SPIN_NS = 50_000
+IPV6_UDP_BTH_BYTES = 40 + 8 + 12 + 28 + 4  # the longest headers of a packet with payload, less what never coincides
+
+
+def active_mtu(link_mtu: int) -> int:
+    """The largest path MTU whose packets fit an IP MTU."""
+    fitting = [m.bytes for m in Mtu if m.bytes + IPV6_UDP_BTH_BYTES <= link_mtu]
+    return max(fitting, default=256)
+
+
+class Nic:
+    """Drives `device` over `port` until closed. `spin_ns`: how long it polls before it sleeps."""
+
+    def __init__(self, device: Device, port: Port, *, spin_ns: int = SPIN_NS) -> None:
+        self.device = device
+        self.port = port
+        self.spin_ns = spin_ns
+        self._lock = threading.Lock()
+        self._ctl = make_ctl()
+        self._rx, self._tx = make_ring(RX_SLOTS), make_ring(TX_SLOTS)
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        device.engine.set_offload(port.caps.max_frame, min(port.caps.max_segments, 64))
+        device.fixed_sport = port.fixed_sport
+        device.set_active_mtu(active_mtu(port.mtu))
+        device.quiesced = self.quiesced
+        device.kick = self._kick
+        self._tables: PortTables | None = getattr(port, "tables", None)
+        self._thread = threading.Thread(target=self._run, name=f"nic-{device.name}", daemon=True)
+        self._thread.start()
+
+    @contextlib.contextmanager
+    def quiesced(self) -> Iterator[None]:
+        """The engine stands still inside. Not reentrant; do little in it."""
+        self._ctl[CTL_PAUSE] += 1
+        self._wake()
+        try:
+            with self._lock:
+                yield
+        finally:
+            self._ctl[CTL_PAUSE] -= 1
+
+    def _kick(self) -> None:
+        """A doorbell was rung: wake the pump if it sleeps."""
+        if self.device.record["asleep"]:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._tables is not None:
+            os.eventfd_write(int(self._tables.port[0]["wake_fd"]), 1)
+        else:
+            os.eventfd_write(self._wake_fd, 1)
+
+    def _run(self) -> None:
+        while not self._ctl[CTL_STOP]:
+            if self._ctl[CTL_PAUSE]:
+                time.sleep(0)  # whoever wants the lock gets it first
+                continue
+            with self._lock:
+                if self._tables is not None:
+                    run_pump(self.device.engine.tables, self._tables, self._rx, self._tx, self._ctl, self.spin_ns)
+                else:
+                    self._pump_wrapped()
+            self._after_burst()
+
+    def _after_burst(self) -> None:
+        """What only Python can do: events, and the port's slow frames."""
+        self.device.dispatch_events()
+        service = getattr(self.port, "service", None)
+        if service is not None:
+            service(time.monotonic_ns())
+
+    def _pump_wrapped(self) -> None:
+        """The same loop over a port with middleware, one round per call into each; returns when idle."""
+        engine, port = self.device.engine, self.port
+        now = time.monotonic_ns()
+        n = port.recv_burst(self._rx, now)
+        if n:
+            engine.receive(self._rx, n, now)
+        engine.on_timer(now)
+        made = engine.transmit(self._tx, now)
+        if made:
+            port.send_burst(self._tx, made, now)
+        if n == 0 and made == 0:
+            self._sleep_wrapped(now)
+
+    def _sleep_wrapped(self, now: int) -> None:
+        record = self.device.record
+        record["asleep"] = 1
+        if not self.device.engine.has_work() and not self._ctl[CTL_PAUSE]:
+            deadlines = [d for d in (self.device.engine.next_deadline(), self.port.next_deadline()) if d is not None]
+            timeout = max(0.0, (min(deadlines) - now) / 1e9) if deadlines else 1.0
+            ready, _, _ = select.select([self.port.fileno(), self._wake_fd], [], [], min(timeout, 1.0))
+            if self._wake_fd in ready:
+                os.eventfd_read(self._wake_fd)
+        record["asleep"] = 0
+
+    def close(self) -> None:
+        """Stop the thread and close the port; the device lives on, off the wire."""
+        if self._ctl[CTL_STOP]:
+            return
+        self._ctl[CTL_STOP] = 1
+        self._wake()
+        self._thread.join()
+        self.device.quiesced = contextlib.nullcontext
+        self.device.kick = _no_kick
+        self.port.close()
+        os.close(self._wake_fd)
+
+    def __enter__(self) -> Nic:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _no_kick() -> None:
+    """Nobody drives the engine."""

@@ -1,0 +1,92 @@
+"""The pump: carries bursts between a port and an engine, in one compiled loop for bare ports.
+
+Decides only when to look where: receive, timers, transmit, and when nothing moved for a while, sleep. Returns to
+Python when somebody wants the engine to stand still, or when there are events or slow frames to handle.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+
+from netio.kernels import port_recv, port_send, port_slow_waiting, port_tx_room, port_wait
+from softrnic.engine import expire_timers, has_work, receive_burst, transmit_burst
+from softrnic.jit import addr_of, full_fence, i64, inline, kernel, ld64, ld_acq64, pause
+from softrnic.qp.timer import next_deadline
+
+# Words of the control array, shared between the pump and whoever wants something of it.
+CTL_PAUSE = 0  # how many want the engine to stand still
+CTL_STOP = 1
+CTL_CLOCK = 2  # two words: struct timespec
+CTL_WORDS = 8
+
+CLOCK_MONOTONIC = 1
+MAX_SLEEP_NS = 1_000_000_000
+
+_clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.int64))
+
+
+@inline
+def monotonic_ns(ctl):
+    """CLOCK_MONOTONIC, as time.monotonic_ns gives it; `ctl` lends the room for a timespec."""
+    at = addr_of(ctl) + 8 * CTL_CLOCK
+    _clock_gettime(CLOCK_MONOTONIC, at)
+    return ld64(at) * 1_000_000_000 + ld64(at + 8)
+
+
+@inline
+def pump_once(eng, pt, rx, tx, now):
+    """One round: the number of frames that moved."""
+    n = port_recv(pt, rx)
+    if n:
+        receive_burst(eng, rx, n, now)
+    expire_timers(eng, now)
+    if has_work(eng):
+        slots = min(len(tx.frames), port_tx_room(pt))
+        made = transmit_burst(eng, tx, slots, now)
+        if made:
+            port_send(pt, tx, made)
+            n += made
+    return n
+
+
+@inline
+def _sleep(eng, pt, now):
+    """Until a frame, a doorbell or the next timer."""
+    eng["asleep"] = 1
+    full_fence()  # whoever posts rings the doorbell, then looks whether we sleep
+    if not has_work(eng):
+        timeout = min(MAX_SLEEP_NS, next_deadline(eng) - now)
+        if timeout > 0:
+            port_wait(pt, timeout)
+    eng["asleep"] = 0
+
+
+@kernel
+def run_pump(engs, pt, rx, tx, ctl, spin_ns):
+    """Pump until CTL_PAUSE or CTL_STOP is set, or there is something for Python to do.
+
+    `spin_ns`: how long to look again and again before going to sleep.
+    """
+    eng = engs[0]
+    words = addr_of(ctl)
+    last = monotonic_ns(ctl)
+    while True:
+        now = monotonic_ns(ctl)
+        if pump_once(eng, pt, rx, tx, now):
+            last = now
+        if ld_acq64(words + 8 * CTL_PAUSE) != 0 or ld_acq64(words + 8 * CTL_STOP) != 0:
+            return
+        if i64(eng["event_cons"]) != i64(eng["event_prod"]) or port_slow_waiting(pt):
+            return
+        if now - last > spin_ns:
+            _sleep(eng, pt, now)
+            last = monotonic_ns(ctl)
+        else:
+            pause()
+
+
+def make_ctl() -> np.ndarray:
+    """Control words, all zero."""
+    return np.zeros(CTL_WORDS, np.int64)
+
