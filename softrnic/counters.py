@@ -77,7 +77,7 @@ class C(IntEnum):
 class CounterRow(NamedTuple):
     """A counter as it is shown: index, name in rdma(8), Prometheus name, help."""
 
-    index: C
+    counter: C
     name: str
     prometheus: str
     text: str

@@ -260,7 +260,7 @@ def _py_cttz(value: int) -> int:
 
 
 @njit(nogil=True)
-def _array_addr(a):  # type: ignore[no-untyped-def]
+def _array_addr(a):
     return a.ctypes.data
 
 

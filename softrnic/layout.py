@@ -12,11 +12,11 @@ negative. No behaviour here.
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-Field = tuple
+Field = tuple[Any, ...]
 
 
 def _record(fields: list[Field]) -> np.dtype:
@@ -505,5 +505,10 @@ def make_engine() -> np.ndarray:
     return engs
 
 
-OFF_DOORBELLS = ENGINE.fields["doorbells"][1]
-OFF_DOORBELL_ANY = ENGINE.fields["doorbell_any"][1]
+def _offset(field: str) -> int:
+    assert ENGINE.fields is not None
+    return int(ENGINE.fields[field][1])
+
+
+OFF_DOORBELLS = _offset("doorbells")
+OFF_DOORBELL_ANY = _offset("doorbell_any")

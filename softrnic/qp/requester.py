@@ -135,9 +135,8 @@ def _check_wqe(eng, qp, wqe, index):
         ah = i64(wqe["ah"])
         if ah < 0 or ah >= len(eng["avs"]) or eng["avs"][ah]["valid"] == 0 or eng["avs"][ah]["pdn"] != qp["pdn"]:
             return WcStatus.LOC_QP_OP_ERR
-    if opcode == WrOpcode.ATOMIC_CMP_AND_SWP or opcode == WrOpcode.ATOMIC_FETCH_AND_ADD:
-        if length != 8:
-            return WcStatus.LOC_LEN_ERR
+    if (opcode == WrOpcode.ATOMIC_CMP_AND_SWP or opcode == WrOpcode.ATOMIC_FETCH_AND_ADD) and length != 8:
+        return WcStatus.LOC_LEN_ERR
     if _is_rd_atomic(opcode) and qp["max_rd_atomic"] == 0:
         return WcStatus.LOC_QP_OP_ERR
     return WcStatus.SUCCESS

@@ -163,10 +163,10 @@ def check_resource(eng, qp, qp_index, pkt):
             return NAK_RNR
     elif _has(pkt, OpFlag.SEND) and qp["resp_wqe"] == 0:
         return NAK_INVALID
-    if _has(pkt, OpFlag.READ) or _has(pkt, OpFlag.ATOMIC):
-        # C9-115: more unanswered than the peer was told is its mistake
-        if i64(qp["rd_tail"]) - i64(qp["rd_done"]) >= i64(qp["max_dest_rd_atomic"]):
-            return NAK_INVALID
+    unanswered = i64(qp["rd_tail"]) - i64(qp["rd_done"])
+    wants_data = _has(pkt, OpFlag.READ) or _has(pkt, OpFlag.ATOMIC)
+    if wants_data and unanswered >= i64(qp["max_dest_rd_atomic"]):
+        return NAK_INVALID  # C9-115: more than the peer was told is its mistake
     return OK
 
 

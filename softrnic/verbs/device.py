@@ -321,7 +321,7 @@ class Device:
     def counters(self) -> dict[str, int]:
         """Every counter by its name."""
         values = self.record["counters"]
-        return {row.name: int(values[row.index]) for row in COUNTERS}
+        return {row.name: int(values[row.counter]) for row in COUNTERS}
 
     def counter(self, which: C) -> int:
         """One counter."""

@@ -39,7 +39,7 @@ class SendWr:
     inline: bytes | bytearray | memoryview | None = None
     bind_mr: Mr | None = None  # BIND_MW: the region behind the window
     bind_length: int = 0
-    access: Access = Access(0)  # BIND_MW, REG_MR
+    access: Access = Access.LOCAL_WRITE  # BIND_MW, REG_MR
 
 
 @dataclass(slots=True)
