@@ -151,9 +151,9 @@ class Neighbours:
             self.malformed += 1
             return
         sender, target = ipaddress.IPv4Address(spa), ipaddress.IPv4Address(tpa)
-        ours = self._owns(target)
-        self._learn(sender, sha, now, create=ours)
-        if op == _ARP_REQUEST and ours and not self._owns(sender):
+        asked = op == _ARP_REQUEST and self._owns(target)
+        self._learn(sender, sha, now, create=asked)
+        if asked and not self._owns(sender):
             yield self._arp(_ARP_REPLY, target, sha, sender, sha)
 
     def _receive_nd(self, data: bytes, now: int) -> Iterator[bytes]:
@@ -186,7 +186,7 @@ class Neighbours:
         return any(own.ip == address for own in self.addresses)
 
     def _learn(self, address: IpAddress, mac: bytes, now: int, *, create: bool) -> None:
-        """RFC 826: an entry that is there is updated by whatever we hear, a new one made for who asks us."""
+        """RFC 826: an entry that is there is updated by whatever we hear; a new one is made for who asks us."""
         if not _is_unicast(mac) or int(address) == 0 or address.is_multicast or self._owns(address):
             return
         if create or address in self._cache:
