@@ -38,9 +38,9 @@ STRANGERS = (("netio", "ebpf"), ("ebpf", "netio"))
 PORT_VOCABULARY = {"softrnic.spec", "softrnic.errors", "softrnic.layout", "softrnic.jit"}
 PORTS_THAT_WRITE_PACKETS = ("netio.udp", "netio.arp")
 
-# Kernels have their decorators and intrinsics from softrnic.jit. Beside it, wire.vector makes the vector
-# types that numba lacks, and netio.libc names functions of libc to the compiler.
-NUMBA_IMPORTERS = ("softrnic.jit", "softrnic.wire.vector", "netio.libc")
+# Kernels have their decorators and intrinsics from softrnic.jit. Beside it, wire.vector makes the vector types that
+# numba lacks, and two files name functions of libc to the compiler.
+NUMBA_IMPORTERS = ("softrnic.jit", "softrnic.wire.vector", "netio.libc", "softrnic.control.pump")
 
 SANS_IO = ("softrnic.hash", "softrnic.wire", "softrnic.cm", "softrnic.qp", "softrnic.mem", "softrnic.engine")
 IO_MODULES = {
