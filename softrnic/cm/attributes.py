@@ -36,18 +36,17 @@ def ack_timeout(path_timeout: int, ack_delay: int) -> int:
     return min(max(path_timeout, ack_delay) + (abs(path_timeout - ack_delay) <= 1), 31)
 
 
-def qp_attributes(connection: Connection) -> QpAttributes:
-    """The attributes of an accepted connection's QP. Each side serves what the other initiates."""
-    req, rep = connection.req, connection.rep
-    if rep is None:
-        raise ValueError(f"{connection} has not been accepted")
-    return _active(connection, req, rep) if connection.role is Role.ACTIVE else _passive(connection, req, rep)
+def qp_attributes(connection: Connection, rep: Rep) -> QpAttributes:
+    """The attributes of the QP of a connection that is accepted with `rep`. Each side serves what the other starts."""
+    if connection.role is Role.ACTIVE:
+        return _active(connection, connection.req, rep)
+    return _passive(connection.req, rep)
 
 
 def _active(connection: Connection, req: Req, rep: Rep) -> QpAttributes:
     path = req.primary
     return QpAttributes(
-        dqpn=connection.remote_qpn,
+        dqpn=connection.qpn_in(rep),
         rq_psn=rep.starting_psn,
         sq_psn=req.starting_psn,
         path_mtu=req.path_mtu,
@@ -63,10 +62,10 @@ def _active(connection: Connection, req: Req, rep: Rep) -> QpAttributes:
     )
 
 
-def _passive(connection: Connection, req: Req, rep: Rep) -> QpAttributes:
+def _passive(req: Req, rep: Rep) -> QpAttributes:
     path = req.primary
     return QpAttributes(
-        dqpn=connection.remote_qpn,
+        dqpn=req.local_qpn,
         rq_psn=req.starting_psn,
         sq_psn=rep.starting_psn,
         path_mtu=req.path_mtu,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from softrnic.cm.attributes import ack_timeout, qp_attributes
-from softrnic.cm.conversation import Connection, Role
+from softrnic.cm.attributes import QpAttributes, ack_timeout, qp_attributes
+from softrnic.cm.conversation import Connection
 from softrnic.cm.messages import EXTENDED_XRC, Path, Transport
 from tests.cm.net import Net, passive_side, rep, req
 
@@ -49,15 +49,19 @@ def established() -> tuple[Connection, Connection]:
     return active, passive_side(server)
 
 
+def agreed(*connections: Connection) -> list[QpAttributes]:
+    return [qp_attributes(connection, connection.rep) for connection in connections if connection.rep]
+
+
 def test_each_side_serves_what_the_other_initiates() -> None:
-    active, passive = map(qp_attributes, established())
+    active, passive = agreed(*established())
     assert (active.max_rd_atomic, active.max_dest_rd_atomic) == (5, 6)
     assert (passive.max_rd_atomic, passive.max_dest_rd_atomic) == (6, 5)
 
 
 def test_the_ends_meet() -> None:
     connections = established()
-    active, passive = map(qp_attributes, connections)
+    active, passive = agreed(*connections)
     assert (active.dqpn, passive.dqpn) == (0x22, 0x11)
     assert (active.rq_psn, active.sq_psn) == (passive.sq_psn, passive.rq_psn) == (0x654321, 0x123456)
     assert (active.sgid, active.dgid) == (passive.dgid, passive.sgid)
@@ -68,19 +72,11 @@ def test_the_ends_meet() -> None:
 
 def test_timeouts_and_retries() -> None:
     """RNR retries are what the peer asks for; the passive side's timeout is the one in the REQ's path."""
-    active, passive = map(qp_attributes, established())
+    active, passive = agreed(*established())
     assert (active.retry_cnt, passive.retry_cnt) == (4, 4)
     assert (active.rnr_retry, passive.rnr_retry) == (2, 3)
     assert (active.timeout, passive.timeout) == (19, 18)
     assert (active.traffic_class, active.hop_limit, active.flow_label) == (0x20, 64, 7)
-
-
-def test_nothing_before_the_connection_is_accepted() -> None:
-    net = Net()
-    connection = net.connect(*net.pair())
-    assert connection.role is Role.ACTIVE
-    with pytest.raises(ValueError, match="has not been accepted"):
-        qp_attributes(connection)
 
 
 def test_an_xrc_target_is_named_where_the_ee_context_was() -> None:

@@ -87,7 +87,7 @@ def test_its_requests_are_accepted(request_: Req) -> None:
     (event,) = manager.events()
     assert isinstance(event, ConnectRequest)
     manager.accept(event.connection, rep(), 0)
-    attributes = qp_attributes(event.connection)
+    attributes = qp_attributes(event.connection, event.connection.rep)
     assert attributes.dqpn == request_.local_qpn
     assert attributes.rq_psn == request_.starting_psn
     assert attributes.timeout == 17

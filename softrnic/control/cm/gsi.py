@@ -6,9 +6,11 @@ Decides how a datagram becomes a work request and whose address a received one h
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections import deque
 from collections.abc import Callable
+from ipaddress import IPv4Address
 
 from softrnic.cm.conversation import Address
 from softrnic.cm.mad import MAD_BYTES
@@ -69,6 +71,8 @@ class Gsi:
         self._qp.modify(QpState.RTS, sq_psn=0)
 
     def _post_recv(self, slot: int) -> None:
+        start = slot * _SLOT_BYTES
+        self._room[start : start + GRH_BYTES] = bytes(GRH_BYTES)  # an IPv4 header does not fill it
         self._qp.post_recv(RecvWr((self._mr.sge(slot * _SLOT_BYTES, _SLOT_BYTES),), wr_id=slot))
 
     # --- receiving ------------------------------------------------------------------------------------------
@@ -175,14 +179,11 @@ class Gsi:
 
 
 def address_in_grh(grh: bytes) -> Address:
-    """Both ends of the way a datagram came: in the GRH's place is its IP header, IPv4 in the last 20 bytes (A17.4)."""
+    """Both ends of the way a datagram came. Its IP header is where the GRH would be, IPv4 in the last 20 bytes."""
     if grh[0] >> 4 == 6:
         return Address(local_gid=grh[24:40], gid=grh[8:24])
-    source, destination = ip_from_gid(_MAPPED + grh[32:36]), ip_from_gid(_MAPPED + grh[36:40])
+    source, destination = IPv4Address(grh[32:36]), IPv4Address(grh[36:40])
     return Address(local_gid=gid_from_ip(destination), gid=gid_from_ip(source))
-
-
-_MAPPED = bytes(10) + b"\xff\xff"
 
 
 async def path_to(device: Device, address: Address, *, traffic_class: int = 0, flow_label: int = 0) -> AhAttr:
@@ -190,6 +191,7 @@ async def path_to(device: Device, address: Address, *, traffic_class: int = 0, f
     own = next((gid for gid in device.gids.values() if gid_from_ip(gid.ip) == address.local_gid), None)
     peer = ip_from_gid(address.gid)
     if own is None:
-        raise VerbsError(_EADDRNOTAVAIL, f"{ip_from_gid(address.local_gid)} is not an address of {device.name}")
+        text = f"{ip_from_gid(address.local_gid)} is not an address of {device.name}"
+        raise VerbsError(errno.EADDRNOTAVAIL, text)
     dmac = await asyncio.to_thread(device.resolve_mac, own, peer) if device.resolve_mac else None
     return AhAttr(peer, own.index, dmac, traffic_class=traffic_class, flow_label=flow_label)
