@@ -200,7 +200,7 @@ def _echo(fds: list[int]) -> int:
 
 @pytest.mark.parametrize("head", [1, 63, 64, 1 << 40, -64, -(1 << 63), (1 << 63) - 64, memory.MIN_RING])
 def test_a_head_that_cannot_be_is_no_frame(pair: Pair, head: int) -> None:
-    a, b = pair
+    _a, b = pair
     base = int(b.tables.port[0]["rx_base"])
     poke64(base + HEAD, head)
     assert drain(b) == []
@@ -235,7 +235,7 @@ def test_a_segment_size_that_cannot_be_is_none(pair: Pair) -> None:
 
 
 def test_random_shared_memory_does_no_harm(pair: Pair) -> None:
-    a, b = pair
+    _a, b = pair
     noise = random.Random(3)
     base = int(b.tables.port[0]["rx_base"])
     for _ in range(300):

@@ -33,12 +33,37 @@ needs_xsk = pytest.mark.privileged("netns", "xsk", "bpf")
 
 MTU = 4200
 A, B = "10.0.0.1", "10.0.0.2"
-SECOND_NS = 1_000_000_000
+PATIENCE_NS = 10_000_000_000
+
+Frame = tuple[bytes, int]  # bytes and segment size
 
 
 def bth(qpn: int) -> bytes:
     """As much of a BTH as steering reads (IBTA 9.2)."""
     return struct.pack("!BBHII", 4, 0, 0xFFFF, qpn, 0)
+
+
+def send(source: Port, *frames: Frame) -> None:
+    """One burst."""
+    exchange(source, NOBODY, list(frames))
+
+
+def receive(sink: XskPort, count: int) -> list[Frame]:
+    """`count` frames and whatever else is there by then. The kernel may deliver when it finds the time."""
+    received: list[Frame] = []
+    while len(received) < count and sink.wait(PATIENCE_NS) & Ready.RX:
+        received += drain(sink)
+    return received + drain(sink)
+
+
+class Nobody:
+    """A sink that reads nothing."""
+
+    def recv_burst(self, rx: object, now: int) -> int:
+        return 0
+
+
+NOBODY: Port = Nobody()  # type: ignore[assignment]
 
 
 def with_checksum(frame: bytes) -> bytes:
@@ -105,8 +130,9 @@ def link(wire: tuple[Namespace, Namespace], mode: Mode) -> Iterator[Link]:
 def test_a_frame_arrives_as_it_was_sent(link: Link, version: int, vlan: int | None, payload: int) -> None:
     """The lengths straddle a chunk, and a chunk less the driver's headroom."""
     frame = roce(pattern(payload), version=version, vlan=vlan)
-    assert exchange(link.near, link.far, [(frame, 0)]) == [(with_checksum(frame), 0)]
-    assert exchange(link.far, link.near, [(frame, 0)]) == [(with_checksum(frame), 0)]
+    for source, sink in ((link.near, link.far), (link.far, link.near)):
+        send(source, (frame, 0))
+        assert receive(sink, 1) == [(with_checksum(frame), 0)]
 
 
 @needs_xsk
@@ -115,7 +141,8 @@ def test_a_frame_arrives_as_it_was_sent(link: Link, version: int, vlan: int | No
 def test_super_frames_are_split_as_by_scapy(link: Link, version: int, payload: int, seg: int) -> None:
     frame = roce(pattern(payload), version=version, ip_id=0xFFF0)
     expected = [(with_checksum(packet), 0) for packet in naive.split(frame, seg)]
-    assert exchange(link.near, link.far, [(frame, seg)]) == expected
+    send(link.near, (frame, seg))
+    assert receive(link.far, len(expected)) == expected
     assert link.near.counters()["tx_segments"] == len(expected)
     assert link.far.counters()["rx_segments"] == len(expected)
 
@@ -127,13 +154,14 @@ def test_super_frames_are_split_as_by_linux(link: Link, version: int) -> None:
     frame, seg = roce(pattern(20_000), version=version), 1040
     with link.near_ns.entered(), contextlib.closing(PacketSocket("near", vnet=True)) as packet_socket:
         packet_socket.send(vnet_header(csum_start=34 if version == 4 else 54, segment=seg) + frame)
-    assert link.far.wait(10 * SECOND_NS) == Ready.RX
-    theirs = drain(link.far)
     if link.far_steering.mode is Mode.XDP_GENERIC:
-        assert theirs == [], "generic XDP does not cut super-frames: they are of no use"
+        assert link.far.wait(PATIENCE_NS) == Ready.RX
+        assert drain(link.far) == [], "generic XDP has super-frames uncut, of no use to us"
         assert link.far.counters()["rx_errors"] == 1
         return
-    ours = exchange(link.near, link.far, [(frame, seg)])
+    theirs = receive(link.far, 20)
+    send(link.near, (frame, seg))
+    ours = receive(link.far, 20)
     assert [without_checksum(each) for each, _ in theirs] == [without_checksum(each) for each, _ in ours]
 
 
@@ -147,7 +175,8 @@ def without_checksum(frame: bytes) -> bytes:
 def test_the_rings_go_around(few_chunks: None, link: Link) -> None:
     for lap in range(40):
         frames = [(roce(pattern(size, lap)), 0) for size in (100, 4100, 2000, 4100)]
-        assert exchange(link.near, link.far, frames) == frames
+        send(link.near, *frames)
+        assert receive(link.far, 4) == frames
     for port, counter in ((link.near, "tx_frames"), (link.far, "rx_frames")):
         counters = port.counters()
         assert counters[counter] == 160
@@ -157,7 +186,8 @@ def test_the_rings_go_around(few_chunks: None, link: Link) -> None:
 @needs_xsk
 def test_a_super_frame_may_have_more_packets_than_there_are_slots(few_chunks: None, link: Link) -> None:
     frame = roce(pattern(40 * 16))
-    assert len(exchange(link.near, link.far, [(frame, 16)])) == 40
+    send(link.near, (frame, 16))
+    assert len(receive(link.far, 40)) == 40
 
 
 @needs_xsk
@@ -165,28 +195,21 @@ def test_a_slow_reader_loses_frames_and_goes_on(few_chunks: None, link: Link) ->
     lost = 0
     for _ in range(2):
         for _ in range(10):
-            exchange(link.near, NOBODY, [(roce(pattern(100)), 0)] * 16)
-        arrived = len(drain(link.far))
-        assert 0 < arrived < 160
+            send(link.near, *[(roce(pattern(100)), 0)] * 16)
+        arrived = len(receive(link.far, 60))
+        assert 60 <= arrived < 160
         lost += 160 - arrived
-        assert link.far.counters()["rx_drops"] == lost
-
-
-class Nobody:
-    """A sink that reads nothing."""
-
-    def recv_burst(self, rx: object, now: int) -> int:
-        return 0
-
-
-NOBODY: Port = Nobody()  # type: ignore[assignment]
+    assert link.far.counters()["rx_drops"] == lost
 
 
 @needs_xsk
 def test_a_burst_larger_than_the_ring_comes_in_pieces(link: Link) -> None:
-    exchange(link.near, NOBODY, [(roce(pattern(100 + i)), 0) for i in range(10)])
+    send(link.near, *[(roce(pattern(100 + i)), 0) for i in range(10)])
+    send(link.near, (roce(pattern(64)), 0))
     rx = make_ring(4)
-    assert [link.far.recv_burst(rx, 0) for _ in range(4)] == [4, 4, 2, 0]
+    bursts = [link.far.recv_burst(rx, 0) for _ in range(11) if link.far.wait(PATIENCE_NS)]
+    assert max(bursts) <= 4
+    assert sum(bursts) == 11
 
 
 @needs_xsk
@@ -197,31 +220,32 @@ def test_a_burst_larger_than_the_ring_comes_in_pieces(link: Link) -> None:
 )
 def test_what_cannot_be_sent_is_an_error(link: Link, frame: bytes, seg: int) -> None:
     good = roce(pattern(64))
-    assert exchange(link.near, link.far, [(frame, seg), (good, 0)]) == [(good, 0)]
+    send(link.near, (frame, seg), (good, 0))
+    assert receive(link.far, 1) == [(good, 0)]
     assert link.near.counters()["tx_errors"] == 1
 
 
 @needs_xsk
 def test_a_link_that_is_down(link: Link) -> None:
-    index_of = socket.if_nametoindex
     with link.near_ns.netlink() as ip:
-        index = index_of("near")
+        index = socket.if_nametoindex("near")
         ip.link("set", index=index, state="down")
-        assert exchange(link.near, link.far, [(roce(pattern(64)), 0)]) == []
+        send(link.near, (roce(pattern(64)), 0))
         assert link.near.counters()["tx_errors"] == 1
         ip.link("set", index=index, state="up")
-    assert (roce(pattern(65)), 0) in exchange(link.near, link.far, [(roce(pattern(65)), 0)])
+    send(link.near, (roce(pattern(65)), 0))
+    assert (roce(pattern(65)), 0) in receive(link.far, 2)
 
 
 @needs_xsk
 def test_waiting(link: Link) -> None:
     assert link.far.wait(0) == Ready(0)
-    exchange(link.near, NOBODY, [(roce(pattern(64)), 0)])
-    assert link.far.wait(10 * SECOND_NS) == Ready.RX
+    send(link.near, (roce(pattern(64)), 0))
+    assert link.far.wait(PATIENCE_NS) == Ready.RX
     assert len(drain(link.far)) == 1
     assert link.far.wait(0) == Ready(0)
     link.far.wake()
-    assert link.far.wait(10 * SECOND_NS) == Ready.WAKE
+    assert link.far.wait(PATIENCE_NS) == Ready.WAKE
 
 
 # --- who gets what
@@ -253,11 +277,12 @@ def test_functions_share_a_queue(link: Link) -> None:
     link.far_steering.add(B, 0x12, Rule.drop())
     frames = {qpn: roce(bth(qpn) + pattern(3900)) for qpn in (0x10, 0x11, 0x12)}
     for _ in range(3):
-        exchange(link.near, NOBODY, [(frame, 0) for frame in frames.values()])
-    assert drain(link.far) == [(frames[0x10], 0)] * 3
-    assert drain(second) == [(frames[0x11], 0)] * 3
+        send(link.near, *[(frames[qpn], 0) for qpn in (0x12, 0x11, 0x10)])
+    assert receive(link.far, 3) == [(frames[0x10], 0)] * 3
+    assert receive(second, 3) == [(frames[0x11], 0)] * 3
     assert link.far_steering.entry(B, 0x12).count.packets == 3
-    assert exchange(second, link.near, [(frames[0x10], 0)]) == [(frames[0x10], 0)]
+    send(second, (frames[0x10], 0))
+    assert receive(link.near, 1) == [(frames[0x10], 0)]
 
 
 @needs_xsk
@@ -271,14 +296,20 @@ def test_one_of_two_may_go(few_chunks: None, link: Link, first_goes: bool) -> No
     link.far_steering.add_xsk(stays.fileno(), target=0)
     for lap in range(40):
         frame = roce(pattern(4100, lap))
-        assert exchange(link.near, stays, [(frame, 0)] * 4) == [(frame, 0)] * 4
-        assert exchange(stays, link.near, [(frame, 0)] * 4) == [(frame, 0)] * 4
+        for source, sink in ((link.near, stays), (stays, link.near)):
+            send(source, *[(frame, 0)] * 4)
+            assert receive(sink, 4) == [(frame, 0)] * 4
 
 
 @needs_xsk
 def test_a_closed_port_gets_nothing(link: Link) -> None:
+    link.far_steering.add(B, 0x11, Rule.to_socket(1))
+    with link.far_ns.entered():
+        second = link.stack.enter_context(open_xsk("far", beside=link.far))
+    link.far_steering.add_xsk(second.fileno(), target=1)
     link.far.close()
-    exchange(link.near, NOBODY, [(roce(pattern(64)), 0)])
+    send(link.near, (roce(bth(0x10)), 0), (roce(bth(0x11)), 0))
+    assert receive(second, 1) == [(roce(bth(0x11)), 0)]
     assert link.far_steering.counters()[Counter.NO_SOCKET].packets == 1
 
 
@@ -354,7 +385,8 @@ def test_before_linux_6_6_packets_fit_a_chunk(
         near, far = ports
         assert near.mtu == 4096 - 256 - 18
         longest = roce(pattern(near.mtu - 28))
-        assert exchange(near, far, [(longest, 0)]) == [(longest, 0)]
+        send(near, (longest, 0))
+        assert receive(far, 1) == [(longest, 0)]
 
 
 # --- rings that lie: no kernel and no root
@@ -463,7 +495,7 @@ def test_counters_wrap() -> None:
     assert kernel.rings["rx"][1] == 2
 
 
-def send(kernel: FakeKernel, *frames: tuple[bytes, int]) -> int:
+def send_into(kernel: FakeKernel, *frames: Frame) -> int:
     tx = make_ring(8)
     for i, (frame, seg) in enumerate(frames):
         off = int(tx.frames[i]["off"])
@@ -481,19 +513,19 @@ def complete(kernel: FakeKernel, *addresses: int) -> None:
 
 def test_a_kernel_that_keeps_all_slots() -> None:
     kernel = FakeKernel()
-    assert send(kernel, *[(roce(pattern(64)), 0)] * 6) == 4
+    assert send_into(kernel, *[(roce(pattern(64)), 0)] * 6) == 4
     assert kernel.counter("tx_drops") == 2
-    assert send(kernel, (roce(pattern(64)), 0)) == 0
+    assert send_into(kernel, (roce(pattern(64)), 0)) == 0
 
 
 def test_a_slot_is_free_when_its_last_chunk_is() -> None:
     kernel = FakeKernel()
-    assert send(kernel, *[(roce(pattern(4100)), 0)] * 4) == 4
+    assert send_into(kernel, *[(roce(pattern(4100)), 0)] * 4) == 4
     first = kernel.RX_CHUNKS * CHUNK
     complete(kernel, first)
-    assert send(kernel, (roce(pattern(64)), 0)) == 0
+    assert send_into(kernel, (roce(pattern(64)), 0)) == 0
     complete(kernel, first + CHUNK)
-    assert send(kernel, (roce(pattern(64)), 0)) == 1
+    assert send_into(kernel, (roce(pattern(64)), 0)) == 1
     assert kernel.memory[first + 42 : first + 106].tobytes() == pattern(64)
 
 
@@ -501,4 +533,4 @@ def test_a_slot_is_free_when_its_last_chunk_is() -> None:
 def test_completions_of_what_was_never_sent(address: int) -> None:
     kernel = FakeKernel()
     complete(kernel, address, address)
-    assert send(kernel, *[(roce(pattern(64)), 0)] * 5) == 4
+    assert send_into(kernel, *[(roce(pattern(64)), 0)] * 5) == 4

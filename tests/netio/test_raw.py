@@ -1,0 +1,277 @@
+"""AF_PACKET ports over veth pairs, each end in its own namespace; the peer is ours, or a plain socket, or the host."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.l2 import Dot1Q, Ether
+
+from netio import neigh, netdev, netns, raw
+from netio.netns import Namespace
+from netio.port import Ready
+from netio.raw import RawPort
+from softrnic.errors import IoError
+from softrnic.layout import make_ring
+from tests.netio import naive
+from tests.netio.frames import drain, exchange, pattern, roce
+
+pytestmark = pytest.mark.privileged("netns")
+
+ADDRESSES = {4: ("10.0.0.1", "10.0.0.2"), 6: ("fd00::1", "fd00::2")}
+SECOND = 10**9
+
+
+@dataclass
+class Link:
+    """Two namespaces joined by a veth pair, eth0 at each end; the near port sends."""
+
+    here: Namespace
+    there: Namespace
+    port: RawPort
+
+    def far_port(self, **options: bool) -> RawPort:
+        with self.there.entered():
+            return raw.open_raw("eth0", **options)
+
+    def frame(self, payload: bytes, *, version: int = 4, **fields: object) -> bytes:
+        """To the far end, with the addresses that its host has."""
+        with self.there.entered():
+            far = netdev.mac("eth0")
+        macs = {"src_mac": self.port.mac.hex(":"), "dst_mac": far.hex(":")}
+        src, dst = ADDRESSES[version]
+        return roce(payload, version=version, src=src, dst=dst, **macs, **fields)
+
+    def sniffer(self) -> socket.socket:
+        """What arrives at the far end, as tcpdump would see it: no virtio-net header asked for."""
+        with self.there.entered():
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+            sock.setsockopt(263, 23, 1)  # PACKET_IGNORE_OUTGOING
+            sock.bind(("eth0", 3))
+        return sock
+
+
+@pytest.fixture
+def link() -> Iterator[Link]:
+    with netns.namespace() as here, netns.namespace() as there:
+        netns.veth(here, "eth0", there, "eth0")
+        for version in (4, 6):
+            prefix = 24 if version == 4 else 64
+            for ns, address in zip((here, there), ADDRESSES[version], strict=True):
+                netns.add_address(ns, "eth0", f"{address}/{prefix}")
+        with here.entered():
+            port = raw.open_raw("eth0")
+        with port:
+            yield Link(here, there, port)
+
+
+def roce_only(sock: socket.socket) -> list[bytes]:
+    """RoCE frames that a plain packet socket has got."""
+    frames = []
+    while True:
+        try:
+            frame = sock.recv(70_000)
+        except BlockingIOError:
+            return [f for f in frames if UDP in (p := Ether(f)) and p[UDP].dport == 4791]
+        frames.append(frame)
+
+
+@contextlib.contextmanager
+def udp_socket(ns: Namespace, version: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    with ns.entered():
+        sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        sock.bind((ADDRESSES[version][1], 4791))
+    with sock:
+        yield sock
+
+
+def datagrams(sock: socket.socket) -> list[bytes]:
+    received = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            received.append(sock.recv(70_000))
+    return received
+
+
+def send(link: Link, frame: bytes, seg: int = 0) -> None:
+    exchange(link.port, link.port, [(frame, seg)])
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_packets_and_super_frames_cross_whole(link: Link, version: int) -> None:
+    packet, super_frame = (link.frame(pattern(n), version=version) for n in (4112, 14 * 4112 + 100))
+    with link.far_port() as far:
+        received = exchange(link.port, far, [(packet, 0), (super_frame, 4112)])
+    assert [(Ether(frame)[UDP].payload, seg) for frame, seg in received] == [
+        (Ether(packet)[UDP].payload, 0),
+        (Ether(super_frame)[UDP].payload, 4112),
+    ]
+    assert [len(frame) for frame, _ in received] == [len(packet), len(super_frame)]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("offload", [True, False])
+def test_a_peer_that_did_not_ask_gets_single_datagrams(link: Link, version: int, offload: bool) -> None:
+    """A UDP socket, and so rxe. Its host checks the UDP checksums that IPv6 must have."""
+    with link.here.entered():
+        netdev.set_feature("eth0", "tx-udp-segmentation", offload)
+    payload = pattern(5 * 1040 + 7)
+    with udp_socket(link.there, version) as sock:
+        send(link, link.frame(payload, version=version), 1040)
+        send(link, link.frame(b"one", version=version))
+        assert datagrams(sock) == [payload[i : i + 1040] for i in range(0, len(payload), 1040)] + [b"one"]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_kernel_cuts_as_we_do(link: Link, version: int) -> None:
+    """IP identifications id, id + 1, ... and own lengths, which the ICRC covers; UDP checksums that are right."""
+    with link.here.entered():
+        assert netdev.set_feature("eth0", "tx-udp-segmentation", False)
+        assert netdev.set_feature("eth0", "tx-checksum-ip-generic", False)
+    frame = link.frame(pattern(4 * 1040 + 50), version=version)
+    with link.sniffer() as sock:
+        send(link, frame, 1040)
+        cut = roce_only(sock)
+    udp = 34 if version == 4 else 54
+    blank = [packet[: udp + 6] + packet[udp + 8 :] for packet in naive.split(frame, 1040)]
+    assert [packet[: udp + 6] + packet[udp + 8 :] for packet in cut] == blank
+    for packet in map(Ether, cut):
+        checked = packet.copy()
+        del checked[UDP].chksum
+        assert bytes(checked) == bytes(packet)
+
+
+def test_without_offload_the_port_cuts(link: Link) -> None:
+    link.port.tables.port["flags"] = 0
+    frame = link.frame(pattern(2500))
+    with link.far_port() as far:
+        assert exchange(link.port, far, [(frame, 1000)]) == [(p, 0) for p in naive.split(frame, 1000)]
+
+
+def test_one_packet_cut_in_software_is_marked_right_over_ipv6(link: Link) -> None:
+    link.port.tables.port["flags"] = 0
+    with udp_socket(link.there, 6) as sock:
+        send(link, link.frame(pattern(2500), version=6), 1000)
+        assert [len(datagram) for datagram in datagrams(sock)] == [1000, 1000, 500]
+
+
+def test_only_roce_is_received(link: Link) -> None:
+    other = link.frame(b"dns", dport=53)
+    mine = link.frame(b"mine")
+    with link.far_port() as far:
+        assert exchange(link.port, far, [(other, 0), (mine, 0), (other, 0)]) == [(mine, 0)]
+
+
+def test_what_we_send_does_not_come_back(link: Link) -> None:
+    send(link, link.frame(b"x"))
+    assert drain(link.port) == []
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_the_guard_keeps_the_host_from_answering(link: Link, guard: bool) -> None:
+    """Without, the peer gets "port unreachable" for every packet its host is not a party to."""
+    with link.here.entered():
+        sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+        sniffer.setsockopt(263, 23, 1)
+        sniffer.bind(("eth0", 3))
+    with sniffer, link.far_port(guard=guard) as far:
+        neigh.resolve(link.there, "eth0", ipaddress.ip_address(ADDRESSES[4][0]))  # so that it could answer
+        assert exchange(link.port, far, [(link.frame(pattern(300)), 100)])
+        answers = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                answers.append(Ether(sniffer.recv(70_000)))
+    unreachable = [packet for packet in answers if ICMP in packet and packet[ICMP].type == 3]
+    assert bool(unreachable) is not guard
+
+
+def test_wait_ends_when_a_frame_comes(link: Link) -> None:
+    with link.far_port() as far:
+        assert far.wait(0) == Ready(0)
+        send(link, link.frame(b"x"))
+        assert far.wait(SECOND) == Ready.RX
+        assert far.recv_burst(make_ring(1), 0) == 1
+
+
+@pytest.mark.parametrize(("vid", "plain_port"), [(5, False), (0, True)])
+def test_vlan_tags(link: Link, vid: int, plain_port: bool) -> None:
+    """The kernel takes tags out. A port that asked has them put back; another sees priority tags only, untagged."""
+    frame = link.frame(pattern(3000), vlan=vid)
+    payload = bytes(Ether(frame)[UDP].payload)
+    with link.far_port(vlan=True) as tagged, link.far_port() as plain:
+        send(link, frame, 1000)
+        ((got, seg),) = drain(tagged)
+        assert (Ether(got)[Dot1Q].vlan, bytes(Ether(got)[UDP].payload), seg) == (vid, payload, 1000)
+        received = drain(plain)
+        assert bool(received) is plain_port
+        assert all(Dot1Q not in Ether(f) and bytes(Ether(f)[UDP].payload) == payload for f, _ in received)
+        send(link, link.frame(b"untagged"))
+        assert [Dot1Q in Ether(f) for f, _ in drain(tagged) + drain(plain)] == [False, False]
+
+
+def test_a_link_that_goes_down_is_counted_and_comes_back(link: Link) -> None:
+    with link.far_port() as far:
+        with link.there.netlink() as ipr:
+            ipr.link("set", index=ipr.link_lookup(ifname="eth0")[0], state="down")
+        assert drain(far) == []
+        assert far.counters()["rx_errors"] == 1
+        assert exchange(far, far, [(link.frame(b"x"), 0)]) == []
+        assert far.counters()["tx_errors"] == 1
+        with link.there.netlink() as ipr:
+            ipr.link("set", index=ipr.link_lookup(ifname="eth0")[0], state="up")
+        frame = link.frame(b"again")
+        assert exchange(link.port, far, [(frame, 0)]) == [(frame, 0)]
+
+
+def test_too_long_for_the_link_is_an_error(link: Link) -> None:
+    send(link, link.frame(pattern(5000)))
+    assert link.port.counters()["tx_errors"] == 1
+
+
+def test_a_flood_is_lost_in_the_receivers_buffer_and_the_port_goes_on(link: Link) -> None:
+    frame = link.frame(pattern(60_000))
+    with link.far_port() as far:
+        for _ in range(40):
+            exchange(link.port, link.port, [(frame, 4112)] * 16)
+        received = drain(far)
+        assert 0 < len(received) < 640
+        assert exchange(link.port, far, [(frame, 4112)])[0][1] == 4112
+
+
+def multicast() -> str:
+    """Groups of the calling thread's namespace."""
+    return Path("/proc/thread-self/net/dev_mcast").read_text()
+
+
+def test_multicast_is_joined_and_left_with_the_port(link: Link) -> None:
+    group = bytes.fromhex("01005e000105")
+    with link.far_port() as far:
+        far.join(group)
+        with link.there.entered():
+            assert "01005e000105" in multicast()
+    with link.there.entered():
+        assert "01005e000105" not in multicast()
+
+
+def test_two_ports_of_one_device_both_guard(link: Link) -> None:
+    frame = link.frame(b"x")
+    with link.far_port() as one, link.far_port() as two:
+        send(link, frame)
+        assert drain(one) == drain(two) == [(frame, 0)]
+
+
+def test_no_such_device() -> None:
+    with pytest.raises(IoError, match="network device nosuch"):
+        raw.open_raw("nosuch")
+
+
+def test_ethernet_addresses_and_mtu(link: Link) -> None:
+    with link.here.entered():
+        assert (link.port.mac, link.port.mtu) == (netdev.mac("eth0"), 4200)
