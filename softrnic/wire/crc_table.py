@@ -5,7 +5,7 @@ A state is the raw shift register, reflected: bit 31 is the coefficient of x^0.
 
 from __future__ import annotations
 
-from softrnic.jit import frozen, inline, ld8, ld64
+from softrnic.jit import frozen, inline, ld8, ld32, ld64
 
 POLY = 0xEDB88320  # x^32 + x^26 + x^23 + ... + 1, bit 31 is x^0
 
@@ -29,17 +29,17 @@ TABLE = frozen(_slices(), "u4")
 
 @inline
 def crc32_words(crc: int, a: int, b: int) -> int:
-    """Continue over the sixteen bytes of two little-endian 64-bit words: sixteen independent lookups."""
-    a ^= crc
+    """Continue over the sixteen bytes of two little-endian 64-bit words: only four of the lookups await `crc`."""
+    head = a ^ crc
+    tail = (
+        TABLE[11, a >> 32 & 0xFF] ^ TABLE[10, a >> 40 & 0xFF] ^ TABLE[9, a >> 48 & 0xFF]
+        ^ TABLE[8, a >> 56 & 0xFF] ^ TABLE[7, b & 0xFF] ^ TABLE[6, b >> 8 & 0xFF]
+        ^ TABLE[5, b >> 16 & 0xFF] ^ TABLE[4, b >> 24 & 0xFF] ^ TABLE[3, b >> 32 & 0xFF]
+        ^ TABLE[2, b >> 40 & 0xFF] ^ TABLE[1, b >> 48 & 0xFF] ^ TABLE[0, b >> 56 & 0xFF]
+    )  # fmt: skip
     return 0 ^ int(
-        TABLE[15, a & 0xFF] ^ TABLE[14, a >> 8 & 0xFF]
-        ^ TABLE[13, a >> 16 & 0xFF] ^ TABLE[12, a >> 24 & 0xFF]
-        ^ TABLE[11, a >> 32 & 0xFF] ^ TABLE[10, a >> 40 & 0xFF]
-        ^ TABLE[9, a >> 48 & 0xFF] ^ TABLE[8, a >> 56 & 0xFF]
-        ^ TABLE[7, b & 0xFF] ^ TABLE[6, b >> 8 & 0xFF]
-        ^ TABLE[5, b >> 16 & 0xFF] ^ TABLE[4, b >> 24 & 0xFF]
-        ^ TABLE[3, b >> 32 & 0xFF] ^ TABLE[2, b >> 40 & 0xFF]
-        ^ TABLE[1, b >> 48 & 0xFF] ^ TABLE[0, b >> 56 & 0xFF]
+        tail ^ TABLE[15, head & 0xFF] ^ TABLE[14, head >> 8 & 0xFF]
+        ^ TABLE[13, head >> 16 & 0xFF] ^ TABLE[12, head >> 24 & 0xFF]
     )  # fmt: skip
 
 
@@ -50,6 +50,10 @@ def crc32_table(crc: int, addr: int, n: int) -> int:
         crc = crc32_words(crc, ld64(addr), ld64(addr + 8))
         addr += 16
         n -= 16
+    while n >= 4:
+        crc = crc32_words(0, 0, (ld32(addr) ^ crc) << 32)
+        addr += 4
+        n -= 4
     while n > 0:
         crc = (crc >> 8) ^ int(TABLE[0, (crc ^ ld8(addr)) & 0xFF])
         addr += 1

@@ -119,13 +119,15 @@ def parse_link(buf: np.ndarray, off: int, length: int, seg: int) -> Link:
         return _refused(err)
     udp = l3 + (IPV6_LEN if is_v6 else IPV4_LEN)
     payload = get16(buf, udp + 4) - UDP_LEN
-    seg_len = payload if seg == 0 or seg >= payload else seg
-    if seg_len < MIN_PACKET or seg_len & 3:
-        return _refused(LinkError.BAD_SEGMENT.value)
-    nseg = (payload + seg_len - 1) // seg_len
-    last_len = payload - (nseg - 1) * seg_len
-    if last_len < MIN_PACKET:
-        return _refused(LinkError.BAD_SEGMENT.value)
+    seg_len, nseg, last_len = payload, 1, payload
+    if seg != 0 and seg < payload:
+        if seg < MIN_PACKET or seg & 3:
+            return _refused(LinkError.BAD_SEGMENT.value)
+        seg_len = seg
+        nseg = (payload + seg - 1) // seg
+        last_len = payload - (nseg - 1) * seg
+        if last_len < MIN_PACKET:
+            return _refused(LinkError.BAD_SEGMENT.value)
     ip_id = 0 if is_v6 else get16(buf, l3 + 4)
     tclass = get16(buf, l3) >> 4 & 0xFF if is_v6 else get8(buf, l3 + 1)
     return Link(0, l3, is_v6, udp, udp + UDP_LEN, seg_len, nseg, last_len, ip_id, vlan, tclass)

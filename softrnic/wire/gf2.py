@@ -27,4 +27,3 @@ def divide(p: int, d: int = CRC32) -> tuple[int, int]:
 def power(e: int) -> int:
     """x^e modulo CRC-32."""
     return divide(1 << e)[1]
-
