@@ -5,8 +5,8 @@ the context ends, when an exception leaves it, and when the process is killed. S
 pyroute2's sockets cannot be used inside a running uvloop; call this from a thread of its own
 (asyncio.to_thread).
 
-A thread enters a namespace, other threads stay where they are, and a socket belongs to the namespace it was
-opened in for good:
+A thread enters a namespace, the other threads stay where they are (one it starts meanwhile starts inside), and
+a socket belongs to the namespace it was opened in for good:
 
     with namespace() as a, namespace() as b:
         veth(a, "eth0", b, "eth0", mtu=4200)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.inet import ICMP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
 
 from netio import neigh, netdev, netns, raw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
@@ -12,11 +13,12 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
-from netio import udp
+from netio import netdev, netns, udp
 from netio.middleware import put_frame
 from netio.port import Ready
 from softrnic.errors import IoError
 from softrnic.layout import FrameFlag, make_ring
+from tests.netio import naive
 from tests.netio.frames import drain, exchange, pattern, ring_frames, roce
 
 _NETS = itertools.count(1)
@@ -193,3 +195,77 @@ def test_one_address_one_port(pair) -> None:
 def test_macs_stand_for_addresses() -> None:
     assert udp.mac_of(bytes([10, 1, 2, 3])) == b"\x02\x00\x0a\x01\x02\x03"
     assert udp.mac_of(bytes(12) + b"\1\2\3\4") == b"\x02\x00\1\2\3\4"
+
+
+# --- what Linux puts on the wire: seen from the loopback device of a namespace of our own -------------------
+
+
+@pytest.fixture
+def ours() -> Iterator[netns.Namespace]:
+    with netns.namespace() as ns:
+        for address in ("fd00::1/128", "fd00::2/128"):
+            netns.add_address(ns, "lo", address)
+        yield ns
+
+
+def sniff(ns: netns.Namespace) -> socket.socket:
+    with ns.entered():
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+        sock.setsockopt(263, 23, 1)  # PACKET_IGNORE_OUTGOING
+        sock.bind(("lo", 3))
+    return sock
+
+
+def sniffed(sock: socket.socket) -> list[bytes]:
+    frames = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            frames.append(sock.recv(70_000))
+    return frames
+
+
+@pytest.mark.privileged("netns")
+@pytest.mark.parametrize(("here", "there"), [("127.0.0.1", "127.0.0.2"), ("fd00::1", "fd00::2")])
+def test_the_wire_carries_the_headers_the_icrc_was_computed_from(ours: netns.Namespace, here: str, there: str) -> None:
+    """Identification 0, then 0, 1, 2... in a super-frame; don't fragment; the ports and addresses of the frame."""
+    with ours.entered():
+        netdev.set_feature("lo", "tx-udp-segmentation", False)
+        a, b = udp.open_udp(here), udp.open_udp(there)
+    with a, b, sniff(ours) as sock:
+        frames = [(frame_between(a, b, pattern(n, n)), seg) for n, seg in ((10, 0), (250, 100), (11, 0))]
+        exchange(a, b, frames)
+        wire = sniffed(sock)
+    expected = [packet for frame, seg in frames for packet in naive.split(frame, seg)]
+    assert [masked(packet) for packet in wire] == [masked(packet) for packet in expected]
+
+
+def masked(frame: bytes) -> bytes:
+    """What the ICRC covers (A17.3.3), and the payload: flow label, checksums, TTL and traffic class blanked."""
+    packet = Ether(frame)
+    packet[UDP].chksum = 0
+    if IP in packet:
+        packet[IP].ttl = packet[IP].tos = packet[IP].chksum = 0
+    else:
+        packet[IPv6].fl = packet[IPv6].tc = packet[IPv6].hlim = 0
+    return bytes(packet)[14:]
+
+
+@pytest.mark.privileged("netns")
+def test_two_ipv6_ports(ours: netns.Namespace) -> None:
+    with ours.entered():
+        a, b = udp.open_udp("fd00::1"), udp.open_udp("fd00::2")
+    with a, b:
+        frame = frame_between(a, b, pattern(5000), tc=3)
+        assert exchange(a, b, [(frame, 0), (frame, 1040)]) == [(frame, 0), (frame, 1040)]
+
+
+@pytest.mark.privileged("netns")
+def test_too_long_for_the_path_is_an_error_not_a_fragment(ours: netns.Namespace) -> None:
+    with ours.entered():
+        netdev.set_mtu("lo", 1500)
+        a, b = udp.open_udp("127.0.0.1"), udp.open_udp("127.0.0.2")
+    with a, b:
+        assert exchange(a, b, [(frame_between(a, b, pattern(1473)), 0)]) == []
+        assert a.counters()["tx_errors"] == 1
+        longest = frame_between(a, b, pattern(1472))
+        assert exchange(a, b, [(longest, 0)]) == [(longest, 0)]
