@@ -5,16 +5,18 @@ that is not a numpy array of ours is an address (int64) and is touched through t
 pure-Python twin for NUMBA_DISABLE_JIT=1, so that the whole engine also runs, slowly and readably, without a compiler.
 
 Cache: numba keys a cached kernel by its own source file only, so an edit in another module would leave a stale
-constant or callee behind. The cache directory therefore carries a digest of every kernel source, the numba version
-and the flags that change code.
+constant or callee behind. The cache directory of a kernel is therefore named by a digest of its module and of all it
+imports, the numba version and the flags that change code.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,40 +32,57 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 JIT = not config.DISABLE_JIT
 _ROOT = Path(__file__).resolve().parent.parent
+_IMPORT = re.compile(r"^\s*(?:from|import)\s+((?:softrnic|netio|ebpf)[\w.]*)(?:\s+import\s+(\(?[\w, ]*))?", re.M)
 
 
-def _kernel_sources() -> list[Path]:
-    """Every file of which a kernel could be compiled: the three packages of this distribution."""
-    return sorted(p for pkg in ("softrnic", "netio", "ebpf") for p in (_ROOT / pkg).rglob("*.py"))
+def _module_file(module: str) -> Path | None:
+    """Source of a module of this distribution."""
+    base = _ROOT.joinpath(*module.split("."))
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
 
 
-def cache_digest() -> str:
-    """Digest of all that decides the machine code of a kernel."""
+@functools.cache
+def _closure(file: Path) -> frozenset[Path]:
+    """A source file, and every one of ours that it imports, directly or not."""
+    found: dict[Path, None] = {}
+    todo: list[Path | None] = [file]
+    while todo:
+        path = todo.pop()
+        if path is None or path in found:
+            continue
+        found[path] = None
+        for name, items in _IMPORT.findall(path.read_text()):
+            todo.append(_module_file(name))
+            names = [item.strip() for item in items.strip("( ").split(",") if item.strip()]
+            todo.extend(_module_file(f"{name}.{item}") for item in names)
+    return frozenset(found)
+
+
+@functools.cache
+def cache_dir(file: Path) -> str:
+    """Where the kernels of a file are cached: a folder named by the digest of all that decides their machine code."""
     h = hashlib.blake2b(digest_size=10)
-    h.update(f"{numba.__version__} {np.__version__} {config.BOUNDSCHECK} {platform.machine()} {_ROOT}".encode())
-    for path in _kernel_sources():
+    h.update(f"{numba.__version__} {np.__version__} {config.BOUNDSCHECK} {platform.machine()} {file}".encode())
+    for path in sorted(_closure(file)):
         h.update(path.name.encode())
         h.update(path.read_bytes())
-    return h.hexdigest()
-
-
-def _cache_dir() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "softrnic" / f"numba-{cache_digest()}"
-
-
-config.CACHE_DIR = str(_cache_dir())
+    return str(base / "softrnic" / f"numba-{h.hexdigest()}")
 
 
 def kernel(fn: F) -> F:
     """Entry point called from Python: compiled, cached, without the GIL."""
-    compiled: F = njit(cache=True, nogil=True, error_model="numpy")(fn)
+    config.CACHE_DIR = cache_dir(Path(fn.__code__.co_filename))  # read by numba as it decorates
+    compiled: F = njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)(fn)
     return compiled
 
 
 def inline(fn: F) -> F:
     """Helper called by kernels; LLVM decides about inlining (always, for small ones)."""
-    compiled: F = njit(nogil=True, error_model="numpy")(fn)
+    compiled: F = njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(fn)
     return compiled
 
 

@@ -506,8 +506,8 @@ def make_engine() -> np.ndarray:
 
 
 def _offset(field: str) -> int:
-    assert ENGINE.fields is not None
-    return int(ENGINE.fields[field][1])
+    fields: Any = ENGINE.fields
+    return int(fields[field][1])
 
 
 OFF_DOORBELLS = _offset("doorbells")
