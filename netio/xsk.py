@@ -21,6 +21,7 @@ import mmap
 import os
 import socket
 import struct
+import time
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ import numpy as np
 from netio import netdev, xskio
 from netio.bare import BarePort, new_eventfd
 from netio.port import MAX_SUPER_FRAME, Kind, PortCaps, make_tables
-from netio.xskio import Ring, Xsk
+from netio.xskio import ETHERNET_BYTES, Ring, Xsk
 from softrnic.errors import IoError
 from softrnic.layout import FrameRing
 
@@ -37,8 +38,8 @@ CHUNK = 4096  # the kernel takes no larger ones
 RX_CHUNKS = 4096
 TX_SLOTS = 1024
 BUFFER_BYTES = 8 << 20
-_ETHERNET_BYTES = 18  # header with a VLAN tag
 _DRIVER_HEADROOM = 256  # of each chunk received in: XDP_PACKET_HEADROOM
+_BUSY_TRIES, _BUSY_PAUSE_S = 25, 0.01
 
 # linux/socket.h, asm-generic/socket.h, linux/if_xdp.h
 _AF_XDP, _SOL_XDP, _SO_SNDBUFFORCE = 44, 283, 32
@@ -149,7 +150,7 @@ def open_xsk(
 
 
 class _Socket:
-    """A bound socket with its two rings, and the memory it works in."""
+    """A bound socket with its mapped rings, and the memory it works in."""
 
     sock: socket.socket
     umem: _Umem
@@ -159,47 +160,63 @@ class _Socket:
     """The words of xskio.Xsk."""
 
     def __init__(self, ifname: str, queue: int, mode: _Bind, *, beside: _Socket | None) -> None:
-        mtu = netdev.mtu(ifname)
-        address = (netdev.index(ifname), queue, beside.sock.fileno() if beside else 0)
+        index, mtu = netdev.index(ifname), netdev.mtu(ifname)
         with contextlib.ExitStack() as undo:
             self.sock = undo.enter_context(socket.socket(_AF_XDP, _SOCK_TYPE, 0))
-            self.umem = beside.umem if beside else _Umem(self.sock, mtu)
-            self.umem.users += 1
+            self.umem = beside.umem if beside else _Umem(mtu)
             undo.callback(self.umem.leave)
-            rx = _make_ring(self.sock, _Option.RX_RING, RX_CHUNKS, undo)
-            tx = _make_ring(self.sock, _Option.TX_RING, self.umem.tx_chunks, undo)
+            self.umem.users += 1
+            if beside is None:
+                self.umem.register(self.sock)
+            for option in (_Option.RX_RING, _Option.TX_RING):
+                self.sock.setsockopt(_SOL_XDP, option, self.umem.entries[option])
             _raise_limits(self.sock, self.umem.tx_chunks)
             if beside:
-                _bind(self.sock, _Bind.SHARED_UMEM, *address)
+                _bind(self.sock, _Bind.SHARED_UMEM, index, queue, beside.sock.fileno())
                 self.long_packets = beside.long_packets
             else:
-                self.long_packets = _bind_first(self.sock, mode, *address)
+                self.long_packets = _bind_first(self.sock, mode, index, queue)
+            rings = [_map_ring(self.sock, *ring, undo) for ring in self.umem.entries.items()]
             self._undo = undo.pop_all()
-        self.mtu = mtu if self.long_packets else min(mtu, CHUNK - _DRIVER_HEADROOM - _ETHERNET_BYTES)
-        self.words = [self.umem.words.ctypes.data, *rx, *tx]
+        self.mtu = mtu if self.long_packets else min(mtu, CHUNK - _DRIVER_HEADROOM - ETHERNET_BYTES)
+        self.words = [self.umem.words.ctypes.data, *(word for ring in rings for word in ring)]
 
     def close(self) -> None:
         self._undo.close()
 
 
 class _Umem:
-    """Memory for frames with its fill and completion rings: one per receive queue, for all sockets on it."""
+    """Memory for frames: one per receive queue, for all sockets on it."""
 
-    def __init__(self, sock: socket.socket, mtu: int) -> None:
-        slot = -(-(mtu + _ETHERNET_BYTES) // CHUNK) * CHUNK
-        size = RX_CHUNKS * CHUNK + TX_SLOTS * slot
+    def __init__(self, mtu: int) -> None:
+        slot = -(-(mtu + ETHERNET_BYTES) // CHUNK) * CHUNK
         self.users = 0
+        self.size = RX_CHUNKS * CHUNK + TX_SLOTS * slot
         self.tx_chunks = TX_SLOTS * slot // CHUNK
+        self.entries = {
+            _Option.RX_RING: _power_of_two(RX_CHUNKS),
+            _Option.TX_RING: _power_of_two(self.tx_chunks),
+            _Option.UMEM_FILL_RING: _power_of_two(RX_CHUNKS),
+            _Option.UMEM_COMPLETION_RING: _power_of_two(self.tx_chunks),
+        }
+        """Of each ring, in the order of xskio.Xsk. Every one has room for all chunks that can be in it."""
         with contextlib.ExitStack() as undo:
-            memory = _map(size, undo)
-            sock.setsockopt(_SOL_XDP, _Option.UMEM_REG, _UMEM_REG.pack(memory, size, CHUNK, 0, 0, 0))
-            fill = _make_ring(sock, _Option.UMEM_FILL_RING, RX_CHUNKS, undo)
-            completion = _make_ring(sock, _Option.UMEM_COMPLETION_RING, self.tx_chunks, undo)
+            self.address = _map(self.size, undo)
             self._undo = undo.pop_all()
-        words = [memory, size, CHUNK, slot, TX_SLOTS, RX_CHUNKS * CHUNK, TX_SLOTS, *fill, *completion]
+        words = [self.address, self.size, CHUNK, slot, TX_SLOTS, RX_CHUNKS * CHUNK, TX_SLOTS]
         free, pending = range(TX_SLOTS), [0] * TX_SLOTS
         self.words = np.array([*words, *free, *pending], np.int64)  # in the order of xskio.Umem
-        _fill_all(fill)
+
+    def register(self, sock: socket.socket) -> None:
+        """Make this the first socket's memory, and offer the kernel all chunks to receive in."""
+        sock.setsockopt(_SOL_XDP, _Option.UMEM_REG, _UMEM_REG.pack(self.address, self.size, CHUNK, 0, 0, 0))
+        for option in (_Option.UMEM_FILL_RING, _Option.UMEM_COMPLETION_RING):
+            sock.setsockopt(_SOL_XDP, option, self.entries[option])
+        with contextlib.ExitStack() as undo:
+            fill = _map_ring(sock, _Option.UMEM_FILL_RING, self.entries[_Option.UMEM_FILL_RING], undo)
+            chunks = np.arange(RX_CHUNKS, dtype=np.int64) * CHUNK
+            ctypes.memmove(fill[Ring.ENTRIES], chunks.ctypes.data, chunks.nbytes)
+            ctypes.c_uint32.from_address(fill[Ring.PRODUCER]).value = RX_CHUNKS
 
     def leave(self) -> None:
         """A socket has done with the memory; the last one frees it."""
@@ -221,25 +238,21 @@ def _map(size: int, undo: contextlib.ExitStack, *, fd: int = -1, offset: int = 0
     return int(address)
 
 
-def _make_ring(
-    sock: socket.socket, option: _Option, at_least: int, undo: contextlib.ExitStack
-) -> list[int]:
-    """Have the kernel make a ring, map it, and return its words, in the order of xskio.Ring."""
-    entries = 1 << (at_least - 1).bit_length()
-    sock.setsockopt(_SOL_XDP, option, entries)
+def _power_of_two(at_least: int) -> int:
+    return 1 << (at_least - 1).bit_length()
+
+
+def _map_ring(sock: socket.socket, option: _Option, entries: int, undo: contextlib.ExitStack) -> list[int]:
+    """Map a ring and return its words, in the order of xskio.Ring.
+
+    The rings of a UMEM are mapped by each of its sockets, for a mapping keeps its socket alive.
+    """
     place = _PLACES[option]
     offsets = sock.getsockopt(_SOL_XDP, _Option.MMAP_OFFSETS, 4 * _RING_OFFSETS.size)
     producer, consumer, desc, flags = _RING_OFFSETS.unpack_from(offsets, place.nth * _RING_OFFSETS.size)
     size = desc + entries * place.entry_bytes
     base = _map(size, undo, fd=sock.fileno(), offset=place.mmap_offset)
     return [base + producer, base + consumer, base + flags, base + desc, entries - 1]
-
-
-def _fill_all(fill: list[int]) -> None:
-    """Offer the kernel all chunks to receive in. Nobody reads the ring yet."""
-    chunks = np.arange(RX_CHUNKS, dtype=np.int64) * CHUNK
-    ctypes.memmove(fill[Ring.ENTRIES], chunks.ctypes.data, chunks.nbytes)
-    ctypes.c_uint32.from_address(fill[Ring.PRODUCER]).value = RX_CHUNKS
 
 
 def _raise_limits(sock: socket.socket, tx_chunks: int) -> None:
@@ -249,21 +262,29 @@ def _raise_limits(sock: socket.socket, tx_chunks: int) -> None:
         sock.setsockopt(_SOL_XDP, _Option.MAX_TX_SKB_BUDGET, tx_chunks)
 
 
-def _bind_first(sock: socket.socket, mode: _Bind, ifindex: int, queue: int, shared_fd: int) -> bool:
+def _bind_first(sock: socket.socket, mode: _Bind, ifindex: int, queue: int) -> bool:
     """Bind to the queue; whether packets may be longer than a chunk."""
     mode |= _Bind.USE_NEED_WAKEUP
     try:
-        _bind(sock, mode | _Bind.USE_SG, ifindex, queue, shared_fd)
+        _bind(sock, mode | _Bind.USE_SG, ifindex, queue)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
-        _bind(sock, mode, ifindex, queue, shared_fd)
+        _bind(sock, mode, ifindex, queue)
         return False
     return True
 
 
-def _bind(sock: socket.socket, flags: _Bind, ifindex: int, queue: int, shared_fd: int) -> None:
-    """bind(2), which the socket module does not know for this family."""
+def _bind(sock: socket.socket, flags: _Bind, ifindex: int, queue: int, shared_fd: int = 0) -> None:
+    """bind(2), which the socket module does not know for this family.
+
+    The kernel takes its time to let go of a queue whose socket was closed.
+    """
     address = _SOCKADDR.pack(_AF_XDP, flags, ifindex, queue, shared_fd)
-    if _LIBC.bind(sock.fileno(), address, len(address)) < 0:
-        raise OSError(ctypes.get_errno(), "bind")
+    for _ in range(_BUSY_TRIES):
+        if _LIBC.bind(sock.fileno(), address, len(address)) == 0:
+            return
+        if ctypes.get_errno() != errno.EBUSY:
+            break
+        time.sleep(_BUSY_PAUSE_S)
+    raise OSError(ctypes.get_errno(), "bind")

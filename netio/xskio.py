@@ -42,6 +42,7 @@ _CHUNK_BYTES = 8
 _U32 = 0xFFFFFFFF
 EBUSY = _errno.EBUSY
 
+ETHERNET_BYTES = 18  # header with a VLAN tag
 TX_TRIES = 4  # calls that find the device busy, before frames are lost
 
 
@@ -59,14 +60,16 @@ class Ring(IntEnum):
 class Xsk(IntEnum):
     """Words of PortTables.xsk."""
 
-    UMEM  = 0  # address of the UMEM's words
-    RX    = 1
-    TX    = RX + Ring.WORDS
-    WORDS = TX + Ring.WORDS
+    UMEM       = 0  # address of the UMEM's words
+    RX         = 1
+    TX         = RX + Ring.WORDS
+    FILL       = TX + Ring.WORDS
+    COMPLETION = FILL + Ring.WORDS
+    WORDS      = COMPLETION + Ring.WORDS
 
 
 class Umem(IntEnum):
-    """Words of a UMEM. After them: free slots (a stack), then how many chunks of each slot the kernel has.
+    """Words of a UMEM. After them free slots, a stack; then how many chunks of each slot the kernel has.
 
     Frames to send lie in slots of whole chunks, each long enough for any packet of the link.
     """
@@ -78,9 +81,7 @@ class Umem(IntEnum):
     SLOTS      = 4
     TX_BASE    = 5  # where in the memory the slots begin; chunks to receive in are before
     FREE       = 6  # free slots on the stack
-    FILL       = 7
-    COMPLETION = FILL + Ring.WORDS
-    WORDS      = COMPLETION + Ring.WORDS
+    WORDS      = 7
 
 
 @inline
@@ -130,12 +131,13 @@ def xsk_recv(pt: PortTables, rx: FrameRing) -> int:
     ring = addr_of(pt.xsk) + 8 * Xsk.RX.value
     umem = _word(addr_of(pt.xsk), Xsk.UMEM.value)
     slab = addr_of(rx.slab)
+    longest = min(int(port["mtu"]) + ETHERNET_BYTES, FRAME_ROOM)
     first = int(ld32(_word(ring, Ring.CONSUMER.value)))
     waiting = _waiting(ring)
     taken = n = 0
     while n < len(rx.frames):
         off = n * FRAME_STRIDE + FRAME_HEADROOM
-        descs, length = _take_frame(umem, ring, first + taken, waiting - taken, slab + off)
+        descs, length = _take_frame(umem, ring, first + taken, waiting - taken, slab + off, longest)
         if descs == 0:
             break
         taken += descs
@@ -153,24 +155,27 @@ def xsk_recv(pt: PortTables, rx: FrameRing) -> int:
         port["rx_bytes"] += length
         n += 1
     if taken:
-        _refill(umem, ring, first, taken)
+        _refill(pt, umem, first, taken)
         st_rel32(_word(ring, Ring.CONSUMER.value), (first + taken) & _U32)
-        _wake_rx(pt, umem)
+        _wake_rx(pt)
     return n
 
 
 @inline
-def _take_frame(umem: int, ring: int, index: int, waiting: int, to: int) -> tuple[int, int]:
+def _take_frame(
+    umem: int, ring: int, index: int, waiting: int, to: int, longest: int
+) -> tuple[int, int]:
     """Put the pieces of one frame together: (descriptors used, length); (0, 0) if it is not there in full.
 
-    A length of -1 tells of a frame that fits no slot of ours, or lies outside the UMEM.
+    A length of -1 tells of pieces outside the UMEM, or of a super-frame that generic XDP saw uncut: how to cut
+    it is not told here.
     """
     length = 0
     for i in range(waiting):
         desc = _desc(ring, index + i)
         at, part = int(ld64(desc)), int(ld32(desc + _DESC_LEN))
         sound = 0 <= at <= _word(umem, Umem.BYTES.value) - part
-        if length >= 0 and sound and length + part <= FRAME_ROOM:
+        if length >= 0 and sound and length + part <= longest:
             memcpy(to + length, _word(umem, Umem.BASE.value) + at, part)
             length += part
         else:
@@ -181,9 +186,10 @@ def _take_frame(umem: int, ring: int, index: int, waiting: int, to: int) -> tupl
 
 
 @inline
-def _refill(umem: int, ring: int, first: int, count: int) -> None:
+def _refill(pt: PortTables, umem: int, first: int, count: int) -> None:
     """Put the chunks of consumed descriptors in the fill ring, which has room for all chunks there are."""
-    fill = umem + 8 * Umem.FILL.value
+    ring = addr_of(pt.xsk) + 8 * Xsk.RX.value
+    fill = addr_of(pt.xsk) + 8 * Xsk.FILL.value
     produced = int(ld32(_word(fill, Ring.PRODUCER.value)))
     for i in range(count):
         chunk = int(ld64(_desc(ring, first + i))) & ~(_word(umem, Umem.CHUNK.value) - 1)
@@ -192,9 +198,10 @@ def _refill(umem: int, ring: int, first: int, count: int) -> None:
 
 
 @inline
-def _wake_rx(pt: PortTables, umem: int) -> None:
+def _wake_rx(pt: PortTables) -> None:
     """Tell a driver that ran out of chunks that there are more. The message is all zeros and stays so."""
-    if int(ld32(_word(umem + 8 * Umem.FILL.value, Ring.FLAGS.value))) & NEED_WAKEUP:
+    fill = addr_of(pt.xsk) + 8 * Xsk.FILL.value
+    if int(ld32(_word(fill, Ring.FLAGS.value))) & NEED_WAKEUP:
         recvmsg(int(pt.port[0]["fd"]), addr_of(pt.aux) + AUX_RX, MSG_DONTWAIT)
 
 
@@ -229,8 +236,9 @@ def _send_packets(pt: PortTables, addr: int, length: int, udp: int, seg: int, co
     """Send a frame as `count` packets; 1 if all of them went out."""
     port = pt.port[0]
     umem = _word(addr_of(pt.xsk), Xsk.UMEM.value)
+    ip = ip_offset(addr, length)
     longest = length if seg == 0 else udp + UDP_BYTES + seg
-    if longest > _word(umem, Umem.SLOT.value) or length < 14:
+    if ip < 0 or longest - ip > int(port["mtu"]):
         port["tx_errors"] += 1
         return 0
     for k in range(count):
@@ -280,12 +288,12 @@ def _fill_in_checksum(addr: int, length: int) -> None:
 def _take_slot(pt: PortTables, umem: int) -> int:
     """A free slot, or -1 if the kernel has them all and cannot be rid of them."""
     if _word(umem, Umem.FREE.value) == 0:
-        _reclaim(umem)
+        _reclaim(pt, umem)
     for _ in range(TX_TRIES):
         if _word(umem, Umem.FREE.value):
             break
         _wake_tx(pt)
-        _reclaim(umem)
+        _reclaim(pt, umem)
     free = _word(umem, Umem.FREE.value)
     if free == 0:
         return -1
@@ -311,9 +319,9 @@ def _post(pt: PortTables, umem: int, slot: int, length: int) -> None:
 
 
 @inline
-def _reclaim(umem: int) -> None:
+def _reclaim(pt: PortTables, umem: int) -> None:
     """Take back the slots of which the kernel has completed the last chunk."""
-    ring = umem + 8 * Umem.COMPLETION.value
+    ring = addr_of(pt.xsk) + 8 * Xsk.COMPLETION.value
     first = int(ld32(_word(ring, Ring.CONSUMER.value)))
     count = _waiting(ring)
     for i in range(count):
@@ -321,7 +329,7 @@ def _reclaim(umem: int) -> None:
         slot = at // _word(umem, Umem.SLOT.value)
         if 0 <= slot < _word(umem, Umem.SLOTS.value):
             pending = int(ld64(_pending_at(umem, slot)))
-            st64(_pending_at(umem, slot), pending - 1)
+            st64(_pending_at(umem, slot), max(0, pending - 1))
             if pending == 1:
                 free = _word(umem, Umem.FREE.value)
                 st64(_free_at(umem, free), slot)
@@ -331,7 +339,7 @@ def _reclaim(umem: int) -> None:
 
 @inline
 def _wake_tx(pt: PortTables) -> None:
-    """Have the kernel send what is in the TX ring, where it does not by itself. A call takes a bounded lot."""
+    """Have the kernel send what is in the TX ring, if it does not by itself. A call takes a bounded lot."""
     port = pt.port[0]
     ring = addr_of(pt.xsk) + 8 * Xsk.TX.value
     tries = TX_TRIES
