@@ -1,0 +1,108 @@
+"""Two hosts with a wire between them, made for the occasion and gone without a trace: for demo, perf and tests.
+
+    with fabric("veth") as (a, b): ...
+
+Wires: `memory` (in this process), `veth` (two namespaces and a wire), `tap` (two taps on a bridge), `udp` (two sockets
+on loopback addresses). veth and tap need root; `best_wire` says what this process may use, and why not the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+from collections.abc import Iterator
+
+from netio import memory, netns
+from softrnic.control import host as hosts
+from softrnic.control.host import Host, Wrap
+from softrnic.control.nic import SPIN_NS
+
+WIRES = ("memory", "veth", "tap", "udp")
+ADDRESSES = {4: ("10.9.0.1/24", "10.9.0.2/24"), 6: ("fd00:9::1/64", "fd00:9::2/64")}
+LOOPBACK = ("127.0.0.1", "127.0.0.2")
+LINK_MTU = 4200  # IPv6, UDP and all RoCEv2 headers around 4096 bytes
+
+
+def best_wire() -> tuple[str, str]:
+    """The most real wire that can be made here, and why it is not a tap on a bridge (empty if it is)."""
+    if os.geteuid() != 0:
+        return "memory", "not root: no namespaces"
+    try:
+        with netns.namespace():
+            pass
+    except OSError as error:
+        return "memory", f"no network namespaces: {error}"
+    if not os.access("/dev/net/tun", os.W_OK):
+        return "memory", "no /dev/net/tun"
+    return "tap", ""
+
+
+@contextlib.contextmanager
+def fabric(
+    wire: str, *, wrap: tuple[Wrap | None, Wrap | None] = (None, None), ip: int = 4, mtu: int = LINK_MTU,
+    spin_ns: int = SPIN_NS,
+) -> Iterator[tuple[Host, Host]]:  # fmt: skip
+    """Hosts sr0 and sr1, able to reach each other. `wrap` puts middleware around each port; `ip` is 4 or 6."""
+    makers = {"memory": _memory, "veth": _veth, "tap": _tap, "udp": _udp}
+    with contextlib.ExitStack() as stack:
+        wraps = [w or _plain for w in wrap]
+        yield makers[wire](stack, wraps, ADDRESSES[ip], mtu, spin_ns)
+
+
+def _plain(port: hosts.Port) -> hosts.Port:
+    return port
+
+
+def _memory(
+    stack: contextlib.ExitStack, wraps: list[Wrap], addresses: tuple[str, str], mtu: int, spin_ns: int
+) -> tuple[Host, Host]:
+    ips = [ipaddress.ip_interface(a).ip for a in addresses]
+    ports = memory.pair(mtu=mtu)
+    peers = {ip: port.mac for ip, port in zip(ips, ports, strict=True)}
+    a, b = (
+        stack.enter_context(hosts.on_port(ports[i], str(ips[i]), peers=peers, name=f"sr{i}", wrap=wraps[i], spin_ns=spin_ns))
+        for i in range(2)
+    )
+    return a, b
+
+
+def _veth(
+    stack: contextlib.ExitStack, wraps: list[Wrap], addresses: tuple[str, str], mtu: int, spin_ns: int
+) -> tuple[Host, Host]:
+    spaces = [stack.enter_context(netns.namespace()) for _ in range(2)]
+    netns.veth(spaces[0], "eth0", spaces[1], "eth0", mtu=mtu)
+    for ns, address in zip(spaces, addresses, strict=True):
+        netns.add_address(ns, "eth0", address)
+    a, b = (
+        stack.enter_context(hosts.open_raw("eth0", name=f"sr{i}", wrap=wraps[i], spin_ns=spin_ns, ns=spaces[i]))
+        for i in range(2)
+    )
+    return a, b
+
+
+def _tap(
+    stack: contextlib.ExitStack, wraps: list[Wrap], addresses: tuple[str, str], mtu: int, spin_ns: int
+) -> tuple[Host, Host]:
+    ns = stack.enter_context(netns.namespace())
+    with ns.entered():
+        a, b = (
+            stack.enter_context(
+                hosts.open_tap(
+                    ipaddress.ip_interface(addresses[i]), ifname=f"tap{i}", name=f"sr{i}", mtu=mtu, wrap=wraps[i],
+                    spin_ns=spin_ns,
+                )  # fmt: skip
+            )
+            for i in range(2)
+        )
+    netns.bridge(ns, "br0", ["tap0", "tap1"])
+    return a, b
+
+
+def _udp(
+    stack: contextlib.ExitStack, wraps: list[Wrap], addresses: tuple[str, str], mtu: int, spin_ns: int
+) -> tuple[Host, Host]:
+    a, b = (
+        stack.enter_context(hosts.open_udp(LOOPBACK[i], name=f"sr{i}", wrap=wraps[i], spin_ns=spin_ns)) for i in range(2)
+    )
+    return a, b

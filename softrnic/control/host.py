@@ -1,0 +1,132 @@
+"""A host as RDMA sees it: a device with its addresses, joined to a port that finds other hosts.
+
+Decides how a device comes by its GIDs and how it finds MACs on each kind of port; the port and the pump do the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from netio import arp, neigh, netns, raw, tap, udp
+from netio.arp import NeighbourPort, Neighbours
+from netio.port import Port
+from softrnic.control.nic import SPIN_NS, Nic
+from softrnic.errors import IoError
+from softrnic.verbs import Device
+from softrnic.verbs.device import Gid, IpAddress
+
+IpInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+Wrap = Callable[[Port], Port]
+RESOLVE_SECONDS = 3.0
+
+
+@dataclass
+class Host:
+    """A device on the wire. Closing it takes both off."""
+
+    device: Device
+    nic: Nic
+    address: IpAddress
+    mac: bytes
+
+    @property
+    def port(self) -> Port:
+        """The port, with whatever middleware is around it."""
+        return self.nic.port
+
+    def close(self) -> None:
+        """Destroy everything on the device, stop its pump, close its port."""
+        self.device.close()
+        self.nic.close()
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _no_wrap(port: Port) -> Port:
+    return port
+
+
+def _start(name: str, port: Port, address: IpAddress, mac: bytes, vlan: int | None, spin_ns: int) -> Host:
+    device = Device(name)
+    device.add_gid(address, mac, vlan)
+    return Host(device, Nic(device, port, spin_ns=spin_ns), address, mac)
+
+
+def open_raw(
+    ifname: str, *, name: str = "sr0", wrap: Wrap = _no_wrap, spin_ns: int = SPIN_NS, ns: netns.Namespace | None = None
+) -> Host:
+    """A host on a network device of namespace `ns` (default: the current one), with all addresses it has. Needs root.
+
+    Neighbours are found in the kernel's own table.
+    """
+    ns = ns or netns.current()
+    info = neigh.link_info(ns, ifname)
+    if not info.addresses:
+        raise IoError(0, f"{ifname} has no address: give it one first (ip addr add ...)")
+    with ns.entered():
+        port = wrap(raw.open_raw(ifname, vlan=info.vlan_id is not None))
+    # IPv4 first: it is what people name when they name a host
+    addresses = sorted((own.ip for own in info.addresses), key=lambda ip: (ip.version, ip.is_link_local))
+    host = _start(name, port, addresses[0], info.mac, None, spin_ns)
+    for address in addresses[1:]:
+        host.device.add_gid(address, info.mac)
+    host.device.resolve_mac = lambda gid, ip: neigh.resolve(ns, ifname, ip, timeout=RESOLVE_SECONDS)
+    return host
+
+
+def open_tap(
+    address: IpInterface, *, ifname: str = "srtap%d", name: str = "sr0", mtu: int = 4200, wrap: Wrap = _no_wrap,
+    gateway: IpAddress | None = None, spin_ns: int = SPIN_NS,
+) -> Host:  # fmt: skip
+    """A host that is the user side of a tap made in the current namespace: `address` is its own. Needs root."""
+    bare = tap.open_tap(ifname, mtu=mtu)
+    neighbours = Neighbours(bare.mac, [address], [gateway] if gateway else [])
+    inner = NeighbourPort(bare, neighbours)
+    host = _start(name, wrap(inner), address.ip, bare.mac, None, spin_ns)
+    host.device.resolve_mac = lambda gid, ip: _ask(inner, host.nic, ip)
+    inner.announce(time.monotonic_ns())
+    return host
+
+
+def _ask(port: NeighbourPort, nic: Nic, address: IpAddress) -> bytes:
+    """Ask on the wire, for at most RESOLVE_SECONDS; answers come in through the pump."""
+    deadline = time.monotonic() + RESOLVE_SECONDS
+    while time.monotonic() < deadline:
+        with nic.quiesced():
+            mac = port.resolve(address, time.monotonic_ns())
+        if mac is not None:
+            return mac
+        time.sleep(0.001)
+    raise IoError(0, f"nobody on {port.name} answers for {address}")
+
+
+def open_udp(address: str, *, name: str = "sr0", wrap: Wrap = _no_wrap, spin_ns: int = SPIN_NS) -> Host:
+    """A host that is a UDP socket on port 4791 of a local address. Needs no privileges."""
+    port = udp.open_udp(address)
+    host = _start(name, wrap(port), ipaddress.ip_address(address), port.mac, None, spin_ns)
+    host.device.resolve_mac = lambda gid, ip: udp.mac_of(ip.packed)
+    return host
+
+
+def on_port(
+    port: Port, address: str, *, peers: dict[IpAddress, bytes], name: str = "sr0", wrap: Wrap = _no_wrap,
+    spin_ns: int = SPIN_NS,
+) -> Host:  # fmt: skip
+    """A host on any port, its neighbours given."""
+    host = _start(name, wrap(port), ipaddress.ip_address(address), port.mac, None, spin_ns)
+
+    def resolve(gid: Gid, ip: IpAddress) -> bytes:
+        with contextlib.suppress(KeyError):
+            return arp.multicast_mac(ip) if ip.is_multicast else peers[ip]
+        raise IoError(0, f"nobody on {port.name} has address {ip}")
+
+    host.device.resolve_mac = resolve
+    return host
