@@ -126,25 +126,27 @@ def link(wire: tuple[Namespace, Namespace], mode: Mode) -> Iterator[Link]:
 @needs_xsk
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("vlan", [None, 5])
-@pytest.mark.parametrize("payload", [16, 1040, 3780, 3840, 4000, 4040, 4100])
-def test_a_frame_arrives_as_it_was_sent(link: Link, version: int, vlan: int | None, payload: int) -> None:
+def test_a_frame_arrives_as_it_was_sent(link: Link, version: int, vlan: int | None) -> None:
     """The lengths straddle a chunk, and a chunk less the driver's headroom."""
-    frame = roce(pattern(payload), version=version, vlan=vlan)
-    for source, sink in ((link.near, link.far), (link.far, link.near)):
-        send(source, (frame, 0))
-        assert receive(sink, 1) == [(with_checksum(frame), 0)]
+    for payload in (16, 1040, 3780, 3798, 3799, 3840, 4036, 4040, 4054, 4055, 4100):
+        frame = roce(pattern(payload), version=version, vlan=vlan)
+        for source, sink in ((link.near, link.far), (link.far, link.near)):
+            send(source, (frame, 0))
+            assert receive(sink, 1) == [(with_checksum(frame), 0)]
 
 
 @needs_xsk
 @pytest.mark.parametrize("version", [4, 6])
-@pytest.mark.parametrize(("payload", "seg"), [(64_000, 4112), (64_000, 1040), (1041, 1040), (40, 16), (40, 40)])
-def test_super_frames_are_split_as_by_scapy(link: Link, version: int, payload: int, seg: int) -> None:
-    frame = roce(pattern(payload), version=version, ip_id=0xFFF0)
-    expected = [(with_checksum(packet), 0) for packet in naive.split(frame, seg)]
-    send(link.near, (frame, seg))
-    assert receive(link.far, len(expected)) == expected
-    assert link.near.counters()["tx_segments"] == len(expected)
-    assert link.far.counters()["rx_segments"] == len(expected)
+def test_super_frames_are_split_as_by_scapy(link: Link, version: int) -> None:
+    segments = 0
+    for payload, seg in ((64_000, 4112), (64_000, 1040), (1041, 1040), (40, 16), (40, 40)):
+        frame = roce(pattern(payload), version=version, ip_id=0xFFF0)
+        expected = [(with_checksum(packet), 0) for packet in naive.split(frame, seg)]
+        send(link.near, (frame, seg))
+        assert receive(link.far, len(expected)) == expected
+        segments += len(expected)
+    assert link.near.counters()["tx_segments"] == segments
+    assert link.far.counters()["rx_segments"] == segments
 
 
 @needs_xsk
