@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 
 from netio import memory, netns
+from netio.port import Port
 from softrnic.control import host as hosts
 from softrnic.control.host import Host, Wrap
 from softrnic.control.nic import SPIN_NS
@@ -50,7 +51,7 @@ def fabric(
         yield makers[wire](stack, wraps, ADDRESSES[ip], mtu, spin_ns)
 
 
-def _plain(port: hosts.Port) -> hosts.Port:
+def _plain(port: Port) -> Port:
     return port
 
 
@@ -61,7 +62,9 @@ def _memory(
     ports = memory.pair(mtu=mtu)
     peers = {ip: port.mac for ip, port in zip(ips, ports, strict=True)}
     a, b = (
-        stack.enter_context(hosts.on_port(ports[i], str(ips[i]), peers=peers, name=f"sr{i}", wrap=wraps[i], spin_ns=spin_ns))
+        stack.enter_context(
+            hosts.on_port(ports[i], str(ips[i]), peers=peers, name=f"sr{i}", wrap=wraps[i], spin_ns=spin_ns)
+        )
         for i in range(2)
     )
     return a, b
@@ -91,7 +94,7 @@ def _tap(
                 hosts.open_tap(
                     ipaddress.ip_interface(addresses[i]), ifname=f"tap{i}", name=f"sr{i}", mtu=mtu, wrap=wraps[i],
                     spin_ns=spin_ns,
-                )  # fmt: skip
+                )
             )
             for i in range(2)
         )
@@ -103,6 +106,7 @@ def _udp(
     stack: contextlib.ExitStack, wraps: list[Wrap], addresses: tuple[str, str], mtu: int, spin_ns: int
 ) -> tuple[Host, Host]:
     a, b = (
-        stack.enter_context(hosts.open_udp(LOOPBACK[i], name=f"sr{i}", wrap=wraps[i], spin_ns=spin_ns)) for i in range(2)
+        stack.enter_context(hosts.open_udp(LOOPBACK[i], name=f"sr{i}", wrap=wraps[i], spin_ns=spin_ns))
+        for i in range(2)
     )
     return a, b
