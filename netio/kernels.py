@@ -61,7 +61,10 @@ def port_slow_waiting(pt: PortTables) -> bool:
 
 @inline
 def port_wait(pt: PortTables, timeout_ns: int) -> int:
-    """Sleep until frames wait, wake_fd is written, or the time is up (negative: no limit). Ready flags."""
+    """Sleep until frames wait, wake_fd is written, or the time is up (negative: no limit). Ready flags.
+
+    RX may be a false alarm, as where the peer's signal comes after its frame was taken.
+    """
     port = pt.port[0]
     if int(port["kind"]) == Kind.MEMORY and not memory_arm(port):
         return Ready.RX.value

@@ -175,8 +175,10 @@ def test_two_processes() -> None:
         tx = make_ring(1)
         put_frame(tx, 0, frame)
         port.send_burst(tx, 1, 0)
-        assert port.wait(10 * 10**9) == Ready.RX
-        assert port.recv_burst(rx, 0) == 1
+        n = 0
+        while n == 0 and port.wait(10 * 10**9):  # RX may be a false alarm
+            n = port.recv_burst(rx, 0)
+        assert n == 1
         assert ring_frames(rx, 1) == [(frame + b"!", 0)]
     put_frame(tx, 0, b"stop" + bytes(60))
     port.send_burst(tx, 1, 0)
