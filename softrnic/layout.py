@@ -225,6 +225,7 @@ RD_RES = _record(
         ("key", "u4"),  # rkey it was granted under, checked again on a replay
         ("va", "i8"),
         ("length", "i8"),
+        ("stop", "i8"),  # offset behind the last byte of this (re)play
         ("orig", "i8"),  # value before the atomic
     ]
 )

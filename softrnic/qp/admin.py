@@ -9,6 +9,7 @@ import numpy as np
 
 from softrnic.hash import hash_find
 from softrnic.jit import i64, kernel
+from softrnic.layout import AckState
 from softrnic.qp.finish import enter_error
 from softrnic.qp.inbound import qpn_key
 from softrnic.qp.sched import ring_doorbell, schedule
@@ -23,9 +24,11 @@ def doorbell(engs: np.ndarray, qp_index: int) -> None:
 
 @kernel
 def to_error(engs: np.ndarray, qp_index: int) -> None:
-    """Take a QP to the error state and flush it."""
+    """Take a QP to the error state and flush it; it sends nothing more."""
     eng = engs[0]
-    enter_error(eng, eng["qps"][qp_index], qp_index)
+    qp = eng["qps"][qp_index]
+    qp["ack_state"] = AckState.NONE
+    enter_error(eng, qp, qp_index)
 
 
 @kernel

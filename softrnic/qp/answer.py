@@ -13,7 +13,7 @@ from softrnic.mem.copy import read_region
 from softrnic.mem.mr import check_remote
 from softrnic.mem.space import MEM_DENIED, MEM_FAULT, MEM_OK
 from softrnic.qp.event import push_event
-from softrnic.qp.finish import enter_error
+from softrnic.qp.finish import drop_answers, enter_error
 from softrnic.qp.packet import NO_ROOM, cancel, header_crc, put_plain, seal, seal_plain
 from softrnic.qp.psn import psn_add, psn_diff
 from softrnic.spec import CREDITS_INVALID, Access, EventType, Nak, Op
@@ -113,7 +113,7 @@ def _send_read_packet(eng, tx, qp, qp_index, res):
     psn, pmtu = i64(res["cur_psn"]), i64(qp["pmtu"])
     first, last = psn == i64(res["start_psn"]), psn == i64(res["end_psn"])
     offset = psn_diff(psn, i64(res["first_psn"])) * pmtu
-    n = min(pmtu, i64(res["length"]) - offset)
+    n = min(pmtu, i64(res["stop"]) - offset)
     header = BTH_LEN + (AETH_LEN if first or last else 0)
     pad = -n & 3
     length = header + n + pad + ICRC_LEN
@@ -156,6 +156,7 @@ def _refuse_read(eng, qp, qp_index, res):
     eng["counters"][C.SEND_REMOTE_ACCESS_ERR] += 1
     push_event(eng, EventType.QP_ACCESS_ERR, qp_index, 0)
     enter_error(eng, qp, qp_index)
+    drop_answers(qp)
     qp["ack_state"] = AckState.NAK
     qp["ack_syndrome"] = _NAK_ACCESS
     qp["ack_psn"] = psn

@@ -133,16 +133,22 @@ def _flush_held(eng, qp, qp_index):
 
 
 @inline
+def drop_answers(qp):
+    """READs and atomics not yet answered never will be."""
+    qp["rd_head"] = qp["rd_tail"]
+    qp["rd_done"] = qp["rd_tail"]
+
+
+@inline
 def enter_error(eng, qp, qp_index):
-    """To the error state: no more packets but a NAK already owed, everything posted is flushed."""
+    """To the error state: no more packets but a NAK already owed and the answers before it; all posted is flushed."""
     qp["state"] = QpState.ERR
     stop_timer(qp)
     qp["resp_op"] = RespMsg.NONE
     qp["fault"] = 0
-    qp["rd_head"] = qp["rd_tail"]
-    qp["rd_done"] = qp["rd_tail"]
-    if qp["ack_state"] == AckState.ACK:
+    if qp["ack_state"] != AckState.NAK:
         qp["ack_state"] = AckState.NONE
+        drop_answers(qp)
     flush_sq(eng, qp, qp_index)
     flush_rq(eng, qp, qp_index)
 

@@ -320,6 +320,7 @@ def _execute_read(eng, buf, qp, pkt):
     res["key"] = reth_rkey(buf, pkt.ext)
     res["va"] = reth_va(buf, pkt.ext)
     res["length"] = length
+    res["stop"] = length
     qp["epsn"] = psn_add(pkt.psn, npsn - 1)  # finish_packet moves past the last one
     return OK
 
@@ -521,6 +522,7 @@ def _replay_read(eng, buf, qp, qp_index, pkt):
     res["start_psn"] = pkt.psn
     res["cur_psn"] = pkt.psn
     res["end_psn"] = psn_add(pkt.psn, npsn - 1)
+    res["stop"] = offset + length
     res["state"] = RdState.PENDING
     _play(eng, qp, qp_index, index)
 
