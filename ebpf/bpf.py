@@ -21,6 +21,7 @@ from softrnic.errors import IoError
 # __NR_bpf. The numbers differ per architecture and libc has no wrapper.
 _SYSCALL_NUMBER = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _LICENSE = b"MIT\0"  # GPL-compatible ones open more helpers; we use none of those
 _LOG_BYTES = 1 << 20
 _TEST_ROOM = 256  # by how much a program under test may make its packet longer
@@ -104,8 +105,7 @@ def _bpf(command: Cmd, attr: Buffer) -> int:
     machine = platform.machine()
     if machine not in _SYSCALL_NUMBER:
         raise BpfError(command, errno.ENOSYS, f"the number of bpf(2) is not known for {machine}")
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = libc.syscall(
+    result = _LIBC.syscall(
         ctypes.c_long(_SYSCALL_NUMBER[machine]), ctypes.c_long(command), attr, ctypes.c_ulong(len(attr))
     )
     if result < 0:

@@ -7,6 +7,7 @@ is attached, which is `steering.py`'s to do.
 from __future__ import annotations
 
 import struct
+from contextlib import ExitStack
 from typing import Self
 
 from ebpf.bpf import Map, MapFlag, MapType, Program
@@ -37,18 +38,20 @@ class RuleTable:
 
     def __init__(self) -> None:
         index = _INDEX.size
-        self._rules = Map(
-            MapType.HASH, "softrnic_rules", key_size=KEY.size, value_size=VALUE.size,
-            max_entries=MAX_RULES, flags=MapFlag.NO_PREALLOC,
-        )  # fmt: skip
-        self._counters = Map(
-            MapType.ARRAY, "softrnic_count", key_size=index, value_size=COUNT.size,
-            max_entries=len(Counter),
-        )  # fmt: skip
-        self._sockets = Map(
-            MapType.XSKMAP, "softrnic_xsk", key_size=index, value_size=index,
-            max_entries=MAX_TARGETS * MAX_QUEUES,
-        )  # fmt: skip
+        with ExitStack() as undo:
+            self._rules = undo.enter_context(Map(
+                MapType.HASH, "softrnic_rules", key_size=KEY.size, value_size=VALUE.size,
+                max_entries=MAX_RULES, flags=MapFlag.NO_PREALLOC,
+            ))  # fmt: skip
+            self._counters = undo.enter_context(Map(
+                MapType.ARRAY, "softrnic_count", key_size=index, value_size=COUNT.size,
+                max_entries=len(Counter),
+            ))  # fmt: skip
+            self._sockets = undo.enter_context(Map(
+                MapType.XSKMAP, "softrnic_xsk", key_size=index, value_size=index,
+                max_entries=MAX_TARGETS * MAX_QUEUES,
+            ))  # fmt: skip
+            self._maps = undo.pop_all()
 
     def load(self, built: Builder) -> Program:
         """Load a program that works on this table."""
@@ -83,8 +86,7 @@ class RuleTable:
 
     def close(self) -> None:
         """Let go of the maps: they last as long as a program that works on them."""
-        for each in (self._rules, self._counters, self._sockets):
-            each.close()
+        self._maps.close()
 
     def __enter__(self) -> Self:
         return self

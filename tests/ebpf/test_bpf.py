@@ -10,8 +10,9 @@ import struct
 import pytest
 from pyroute2 import IPRoute
 
+import ebpf.table
 from ebpf.attach import XdpMode, attach_xdp
-from ebpf.bpf import BpfError, Map, MapType, Program, ProgType
+from ebpf.bpf import BpfError, Cmd, Map, MapType, Program, ProgType
 from ebpf.program import XDP, steering_program
 from ebpf.rules import MAX_QUEUES, Counter, Rule
 from ebpf.table import RuleTable
@@ -69,6 +70,21 @@ def test_a_closed_map_is_closed_once() -> None:
     made.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+def test_a_table_that_cannot_be_made_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Map] = []
+
+    def no_socket_maps(kind: MapType, *args: object, **sizes: int) -> Map:
+        if kind is MapType.XSKMAP:
+            raise BpfError(Cmd.MAP_CREATE, errno.EINVAL)
+        made.append(Map(kind, *args, **sizes))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(ebpf.table, "Map", no_socket_maps)
+    with pytest.raises(BpfError, match="MAP_CREATE"):
+        RuleTable()
+    assert [each.fileno() for each in made] == [-1, -1]
 
 
 def test_descriptors_are_not_inherited() -> None:

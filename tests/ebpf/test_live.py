@@ -18,9 +18,12 @@ import pytest
 
 import ebpf.attach
 from ebpf.bpf import BpfError, Cmd, Fd
+from ebpf.clsact import ClsactAttachment
+from ebpf.program import XDP, steering_program
 from ebpf.rules import Count, Counter, Rule, mac_bytes
 from ebpf.shield import HostShield, shield
 from ebpf.steering import Mode, Steering
+from ebpf.table import RuleTable
 from softrnic.errors import IoError
 from tests.ebpf.conftest import ETH_P_IP, Lab
 from tests.ebpf.frames import DST4, DST6, ROCE, VNET_BYTES, qpn_of, roce, super_frame, udp, vnet_header
@@ -283,6 +286,8 @@ HOLD_FOR_EVER = """
 import errno, sys
 import ebpf.attach
 from ebpf.bpf import BpfError, Cmd
+from ebpf.clsact import ClsactAttachment
+from ebpf.program import XDP, steering_program
 from ebpf.rules import Rule
 from ebpf.steering import Steering
 from netio.netns import Namespace
@@ -335,6 +340,14 @@ def test_a_discipline_with_other_filters_is_spared(lab: Lab, monkeypatch: pytest
     with lab.host.entered(), Steering("b0"):
         assert tc_filters(lab) == (1, 1)
     assert tc_filters(lab) == (1, 0)
+
+
+def test_a_refused_filter_leaves_nothing(lab: Lab) -> None:
+    with RuleTable() as table, lab.host.entered():
+        xdp_program = table.load(steering_program(XDP))
+        with xdp_program, pytest.raises(IoError, match="cls_bpf"):
+            ClsactAttachment(xdp_program, socket.if_nametoindex("b0"))
+    assert tc_filters(lab) == (0, 0)
 
 
 def test_one_xdp_program_at_a_time(lab: Lab) -> None:
