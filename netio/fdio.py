@@ -46,7 +46,7 @@ from netio.message import (
 )
 from netio.port import FRAME_ROOM, PortFlag, PortTables
 from netio.slow import divert, is_slow
-from softrnic.jit import addr_of, inline, ld8, ld16, ld32, ld64, memcpy, st8, st16, st32, st64
+from softrnic.jit import addr_of, i64, inline, ld8, ld16, ld32, ld64, memcpy, st8, st16, st32, st64
 from softrnic.layout import FRAME_HEADROOM, FRAME_STRIDE, FrameRing
 
 #   virtio_net_hdr, little-endian on every machine we run on
@@ -69,8 +69,8 @@ TX_TRIES = 4  # a full device queue is retried at once this often, then the fram
 def fd_recv(pt: PortTables, rx: FrameRing) -> int:
     """Read frames until the descriptor has no more or the ring is full."""
     port = pt.port[0]
-    fd = int(port["fd"])
-    ancillary = int(port["flags"]) & PortFlag.VLAN.value != 0
+    fd = i64(port["fd"])
+    ancillary = i64(port["flags"]) & PortFlag.VLAN.value != 0
     slab = addr_of(rx.slab)
     slots = len(rx.frames)
     n = 0
@@ -79,7 +79,7 @@ def fd_recv(pt: PortTables, rx: FrameRing) -> int:
             break
         off = n * FRAME_STRIDE + FRAME_HEADROOM
         at, room = slab + off - VNET_BYTES, VNET_BYTES + FRAME_ROOM
-        got = _read_tagged(pt, at, room) if ancillary else int(read(fd, at, room))
+        got = _read_tagged(pt, at, room) if ancillary else i64(read(fd, at, room))
         if got < 0:
             code = errno()
             if code not in (EAGAIN, EINTR):
@@ -94,7 +94,7 @@ def _read_tagged(pt: PortTables, at: int, room: int) -> int:
     """Read from a packet socket that tells of VLAN tags, which the kernel has taken out of the frame."""
     message = addr_of(pt.aux) + AUX_RX
     prepare_message(message, at, room, 0, CONTROL_BYTES)
-    return int(recvmsg(int(pt.port[0]["fd"]), message, MSG_DONTWAIT))
+    return int(recvmsg(i64(pt.port[0]["fd"]), message, MSG_DONTWAIT))
 
 
 @inline
@@ -126,10 +126,10 @@ def _take(pt: PortTables, frame: Any, slab: int, off: int, length: int) -> int:
     if length < 14 or gso_type not in (GSO_NONE, GSO_UDP_L4) or (gso_type == GSO_UDP_L4 and seg == 0):
         port["rx_bad_vnet"] += 1
         return 0
-    if int(port["flags"]) & PortFlag.DIVERT.value and is_slow(addr, length):
+    if i64(port["flags"]) & PortFlag.DIVERT.value and is_slow(addr, length):
         divert(pt, addr, length)
         return 0
-    if int(port["flags"]) & PortFlag.VLAN.value and _put_tag_back(pt, addr):
+    if i64(port["flags"]) & PortFlag.VLAN.value and _put_tag_back(pt, addr):
         off, addr, length = off - 4, addr - 4, length + 4
     frame["off"] = off
     frame["len"] = length
@@ -150,16 +150,16 @@ def fd_send(pt: PortTables, tx: FrameRing, n: int) -> int:
     sent = 0
     for i in range(n):
         frame = tx.frames[i]
-        addr = slab + int(frame["off"])
-        length = int(frame["len"])
-        seg = int(frame["seg"])
+        addr = slab + i64(frame["off"])
+        length = i64(frame["len"])
+        seg = i64(frame["seg"])
         udp = udp_offset(addr, length)
         payload = length - udp - UDP_BYTES
         if seg > 0 and payload <= seg:
             seg = 0
         if seg > 0 and udp < 0:
             port["tx_errors"] += 1
-        elif seg > 0 and int(port["flags"]) & PortFlag.OFFLOAD.value == 0:
+        elif seg > 0 and i64(port["flags"]) & PortFlag.OFFLOAD.value == 0:
             sent += _send_split(pt, addr, udp, payload, seg)
         else:
             _vnet_header(addr, udp, length, seg)
@@ -193,9 +193,9 @@ def _vnet_header(addr: int, udp: int, length: int, seg: int) -> None:
 @inline
 def _write_frame(port: Any, addr: int, length: int, segments: int) -> int:
     """One write; 1 if the frame went out."""
-    fd = int(port["fd"])
+    fd = i64(port["fd"])
     for _ in range(TX_TRIES):
-        if int(write(fd, addr - VNET_BYTES, VNET_BYTES + length)) >= 0:
+        if i64(write(fd, addr - VNET_BYTES, VNET_BYTES + length)) >= 0:
             port["tx_frames"] += 1
             port["tx_segments"] += segments
             port["tx_bytes"] += length

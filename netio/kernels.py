@@ -12,7 +12,8 @@ from netio.libc import AUX_EVENT, AUX_POLL, AUX_TIMEOUT, POLLIN, ppoll, read
 from netio.memring import memory_arm, memory_recv, memory_room, memory_send
 from netio.port import Kind, PortTables, Ready
 from netio.udpio import udp_recv, udp_send
-from softrnic.jit import addr_of, inline, kernel, ld16, st32, st64
+from netio.xskio import xsk_recv, xsk_send
+from softrnic.jit import addr_of, i64, inline, kernel, ld16, st32, st64
 from softrnic.layout import FrameRing
 
 NO_LIMIT = 1 << 30
@@ -21,26 +22,30 @@ NO_LIMIT = 1 << 30
 @inline
 def port_recv(pt: PortTables, rx: FrameRing) -> int:
     """Place waiting frames in slots 0..n-1; returns n."""
-    kind = int(pt.port[0]["kind"])
+    kind = i64(pt.port[0]["kind"])
     if kind == Kind.FD:
         return fd_recv(pt, rx)
     if kind == Kind.MEMORY:
         return memory_recv(pt, rx)
     if kind == Kind.UDP:
         return udp_recv(pt, rx)
+    if kind == Kind.XSK:
+        return xsk_recv(pt, rx)
     return 0
 
 
 @inline
 def port_send(pt: PortTables, tx: FrameRing, n: int) -> int:
     """Send frames 0..n-1, whose bytes may be overwritten; returns how many were not dropped."""
-    kind = int(pt.port[0]["kind"])
+    kind = i64(pt.port[0]["kind"])
     if kind == Kind.FD:
         return fd_send(pt, tx, n)
     if kind == Kind.MEMORY:
         return memory_send(pt, tx, n)
     if kind == Kind.UDP:
         return udp_send(pt, tx, n)
+    if kind == Kind.XSK:
+        return xsk_send(pt, tx, n)
     return 0
 
 
@@ -48,7 +53,7 @@ def port_send(pt: PortTables, tx: FrameRing, n: int) -> int:
 def port_tx_room(pt: PortTables) -> int:
     """Frames of any length that are sure to find room: ask before having the engine make them."""
     port = pt.port[0]
-    if int(port["kind"]) == Kind.MEMORY:
+    if i64(port["kind"]) == Kind.MEMORY:
         return memory_room(port)
     return NO_LIMIT
 
@@ -56,7 +61,7 @@ def port_tx_room(pt: PortTables) -> int:
 @inline
 def port_slow_waiting(pt: PortTables) -> bool:
     """Whether diverted frames wait for Python."""
-    return int(pt.port[0]["slow_head"]) != int(pt.port[0]["slow_tail"])
+    return bool(pt.port[0]["slow_head"] != pt.port[0]["slow_tail"])
 
 
 @inline
@@ -66,24 +71,24 @@ def port_wait(pt: PortTables, timeout_ns: int) -> int:
     RX may be a false alarm, as where the peer's signal comes after its frame was taken.
     """
     port = pt.port[0]
-    if int(port["kind"]) == Kind.MEMORY and not memory_arm(port):
+    if i64(port["kind"]) == Kind.MEMORY and not memory_arm(port):
         return Ready.RX.value
     aux = addr_of(pt.aux)
     poll = aux + AUX_POLL
-    st32(poll, int(port["fd"]))
+    st32(poll, i64(port["fd"]))
     st32(poll + 4, POLLIN)
-    st32(poll + 8, int(port["wake_fd"]))
+    st32(poll + 8, i64(port["wake_fd"]))
     st32(poll + 12, POLLIN)
     st64(aux + AUX_TIMEOUT, timeout_ns // 1_000_000_000)
     st64(aux + AUX_TIMEOUT + 8, timeout_ns % 1_000_000_000)
-    if int(ppoll(poll, 2, aux + AUX_TIMEOUT if timeout_ns >= 0 else 0, 0)) <= 0:
+    if i64(ppoll(poll, 2, aux + AUX_TIMEOUT if timeout_ns >= 0 else 0, 0)) <= 0:
         return 0
     ready = Ready.RX.value if int(ld16(poll + 6)) else 0
     if int(ld16(poll + 14)):
-        read(int(port["wake_fd"]), aux + AUX_EVENT, 8)
+        read(i64(port["wake_fd"]), aux + AUX_EVENT, 8)
         ready |= Ready.WAKE.value
-    if ready & Ready.RX.value and int(port["kind"]) == Kind.MEMORY:
-        read(int(port["fd"]), aux + AUX_EVENT, 8)
+    if ready & Ready.RX.value and i64(port["kind"]) == Kind.MEMORY:
+        read(i64(port["fd"]), aux + AUX_EVENT, 8)
     return ready
 
 
@@ -91,8 +96,8 @@ def port_wait(pt: PortTables, timeout_ns: int) -> int:
 def recv_burst(pt: PortTables, rx: FrameRing) -> int:
     """port_recv for Python; the memory wire's descriptor is made readable for when frames come next."""
     n = port_recv(pt, rx)
-    if n == 0 and int(pt.port[0]["kind"]) == Kind.MEMORY:
-        read(int(pt.port[0]["fd"]), addr_of(pt.aux) + AUX_EVENT, 8)
+    if n == 0 and i64(pt.port[0]["kind"]) == Kind.MEMORY:
+        read(i64(pt.port[0]["fd"]), addr_of(pt.aux) + AUX_EVENT, 8)
         if not memory_arm(pt.port[0]):
             n = port_recv(pt, rx)
     return n

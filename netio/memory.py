@@ -37,9 +37,7 @@ class Wire:
 
     def __init__(self, *, mtu: int = 4200, ring_bytes: int = 1 << 20) -> None:
         if ring_bytes & (ring_bytes - 1) or not MIN_RING <= ring_bytes <= MAX_RING:
-            raise IoError(
-                errno.EINVAL, f"ring_bytes {ring_bytes} is no power of two from {MIN_RING} to {MAX_RING}"
-            )
+            raise IoError(errno.EINVAL, f"ring_bytes {ring_bytes} is no power of two from {MIN_RING} to {MAX_RING}")
         memfd = os.memfd_create("softrnic-wire", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(memfd, _PREFACE_BYTES + 2 * (DATA + ring_bytes))
         os.pwrite(memfd, _PREFACE.pack(_MAGIC, ring_bytes, mtu), 0)

@@ -24,6 +24,7 @@ from netio.slow import divert, is_slow
 from softrnic.jit import (
     addr_of,
     atomic_xchg64,
+    i64,
     inline,
     ld32,
     ld_acq32,
@@ -50,62 +51,62 @@ def record_bytes(length: int) -> int:
 @inline
 def memory_room(port: Any) -> int:
     """Frames of the greatest length that are sure to find room."""
-    free = _limit(port) - int(port["tx_pos"])
+    free = _limit(port) - i64(port["tx_pos"])
     # one record may have to skip the end of the ring
-    return max(0, free // record_bytes(FRAME_ROOM) - 1)
+    return int(max(0, free // record_bytes(FRAME_ROOM) - 1))
 
 
 @inline
 def _limit(port: Any) -> int:
     """How far tx_pos may go, by the consumer's tail. A tail that cannot be means no room."""
-    base = int(port["tx_base"])
-    position = int(port["tx_pos"])
-    size = int(port["ring_bytes"])
+    base = i64(port["tx_base"])
+    position = i64(port["tx_pos"])
+    size = i64(port["ring_bytes"])
     tail = int(ld_acq64(base + TAIL))
-    return tail + size if position - size <= tail <= position else position
+    return int(tail + size if position - size <= tail <= position else position)
 
 
 @inline
 def _reserve(port: Any, need: int) -> int:
     """Address of `need` bytes at the producer's position, the end of the ring skipped; 0: no room."""
-    size = int(port["ring_bytes"])
-    data = int(port["tx_base"]) + DATA
-    position = int(port["tx_pos"])
+    size = i64(port["ring_bytes"])
+    data = i64(port["tx_base"]) + DATA
+    position = i64(port["tx_pos"])
     left = size - (position & (size - 1))
     skip = left if left < need else 0
-    if position + skip + need > int(port["tx_limit"]):
+    if position + skip + need > i64(port["tx_limit"]):
         port["tx_limit"] = _limit(port)
-        if position + skip + need > int(port["tx_limit"]):
+        if position + skip + need > i64(port["tx_limit"]):
             return 0
     if skip:
         st32(data + (position & (size - 1)), SKIP)
         position += skip
         port["tx_pos"] = position
-    return data + (position & (size - 1))
+    return int(data + (position & (size - 1)))
 
 
 @inline
 def memory_send(pt: PortTables, tx: FrameRing, n: int) -> int:
     """Put frames 0..n-1 in the ring; one that finds no room is dropped and counted."""
     port = pt.port[0]
-    base = int(port["tx_base"])
+    base = i64(port["tx_base"])
     slab = addr_of(tx.slab)
     sent = 0
     for i in range(n):
         frame = tx.frames[i]
-        addr = slab + int(frame["off"])
-        length = int(frame["len"])
-        seg = int(frame["seg"])
+        addr = slab + i64(frame["off"])
+        length = i64(frame["len"])
+        seg = i64(frame["seg"])
         at = _reserve(port, record_bytes(length))
         if at == 0:
             port["tx_drops"] += 1
             continue
         st32(at, length)
         st32(at + 4, seg)
-        st32(at + 8, int(frame["flags"]))
+        st32(at + 8, i64(frame["flags"]))
         memcpy(at + RECORD_HEADER, addr, length)
         port["tx_pos"] += record_bytes(length)
-        st_rel64(base + HEAD, int(port["tx_pos"]))
+        st_rel64(base + HEAD, i64(port["tx_pos"]))
         port["tx_frames"] += 1
         port["tx_segments"] += segment_count(addr, length, seg)
         port["tx_bytes"] += length
@@ -119,30 +120,30 @@ def memory_send(pt: PortTables, tx: FrameRing, n: int) -> int:
 def _wake_peer(pt: PortTables) -> None:
     """Signal the consumer if it sleeps. The exchange orders head before flag; see memory_arm()."""
     port = pt.port[0]
-    armed = int(port["tx_base"]) + ARMED
+    armed = i64(port["tx_base"]) + ARMED
     if int(atomic_xchg64(armed, 0)):
         one = addr_of(pt.aux) + AUX_EVENT_OUT
         st64(one, 1)
-        write(int(port["peer_fd"]), one, 8)
+        write(i64(port["peer_fd"]), one, 8)
 
 
 @inline
 def memory_arm(port: Any) -> bool:
     """Ask to be signalled; False if frames came meanwhile and there is no need to sleep."""
-    base = int(port["rx_base"])
+    base = i64(port["rx_base"])
     atomic_xchg64(base + ARMED, 1)
-    return int(ld_acq64(base + HEAD)) == int(port["rx_pos"])
+    return bool(ld_acq64(base + HEAD) == port["rx_pos"])
 
 
 @inline
 def memory_recv(pt: PortTables, rx: FrameRing) -> int:
     """Take frames until the wire or the ring's room ends."""
     port = pt.port[0]
-    base = int(port["rx_base"])
-    size = int(port["ring_bytes"])
+    base = i64(port["rx_base"])
+    size = i64(port["ring_bytes"])
     slab = addr_of(rx.slab)
     slots = len(rx.frames)
-    position = int(port["rx_pos"])
+    position = i64(port["rx_pos"])
     head = int(ld_acq64(base + HEAD))
     if head == position:
         return 0
@@ -182,7 +183,7 @@ def _take(pt: PortTables, frame: Any, slab: int, off: int, at: int, length: int)
     addr = slab + off
     seg = int(ld32(at + 4))
     memcpy(addr, at + RECORD_HEADER, length)
-    if int(port["flags"]) & PortFlag.DIVERT.value and is_slow(addr, length):
+    if i64(port["flags"]) & PortFlag.DIVERT.value and is_slow(addr, length):
         divert(pt, addr, length)
         return 0
     seg = seg if seg < length else 0

@@ -72,9 +72,7 @@ def _block(kind: _Block, body: bytes) -> bytes:
 class PcapWriter:
     """A pcapng file with one Ethernet interface. `epoch_ns` is added to every time."""
 
-    def __init__(
-        self, file: BinaryIO, *, name: str = "softrnic", snaplen: int = 65535, epoch_ns: int = 0
-    ) -> None:
+    def __init__(self, file: BinaryIO, *, name: str = "softrnic", snaplen: int = 65535, epoch_ns: int = 0) -> None:
         self._file = file
         self._snaplen = snaplen
         self._epoch_ns = epoch_ns

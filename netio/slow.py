@@ -10,7 +10,7 @@ import numpy as np
 
 from netio.header import ETH_ARP, ETH_IPV6, PROTO_ICMPV6, get_be16, ip_offset
 from netio.port import SLOW_BYTES, SLOW_SLOTS, PortTables
-from softrnic.jit import addr_of, inline, ld8, memcpy, st64
+from softrnic.jit import addr_of, i64, inline, ld8, memcpy, st64
 
 ND_FIRST, ND_LAST = 133, 137  # router solicitation to redirect (RFC 4861, 4)
 
@@ -33,8 +33,8 @@ def is_slow(addr: int, length: int) -> bool:
 def divert(pt: PortTables, addr: int, length: int) -> None:
     """Copy a frame into the slow ring; a full ring or an overlong frame loses it."""
     port = pt.port[0]
-    head = int(port["slow_head"])
-    if head - int(port["slow_tail"]) == SLOW_SLOTS or length > SLOW_BYTES - 8:
+    head = i64(port["slow_head"])
+    if head - i64(port["slow_tail"]) == SLOW_SLOTS or length > SLOW_BYTES - 8:
         port["rx_drops"] += 1
         return
     slot = addr_of(pt.slow) + (head % SLOW_SLOTS) * SLOW_BYTES
@@ -47,8 +47,8 @@ def divert(pt: PortTables, addr: int, length: int) -> None:
 def take_slow(pt: PortTables) -> bytes | None:
     """The oldest diverted frame, or None."""
     port = pt.port[0]
-    tail = int(port["slow_tail"])
-    if tail == int(port["slow_head"]):
+    tail = i64(port["slow_tail"])
+    if tail == i64(port["slow_head"]):
         return None
     at = (tail % SLOW_SLOTS) * SLOW_BYTES
     length = int(pt.slow[at : at + 8].view(np.int64)[0])

@@ -36,9 +36,7 @@ class TapPort(BarePort):
         super().__init__(ifname, tables=tables, caps=caps, mac=mac)
 
 
-def open_tap(
-    ifname: str = "srtap%d", *, mac: bytes | None = None, mtu: int = 4200, offload: bool = True
-) -> TapPort:
+def open_tap(ifname: str = "srtap%d", *, mac: bytes | None = None, mtu: int = 4200, offload: bool = True) -> TapPort:
     """Make a tap, bring it up, and return its user side. `mac` is ours, not the device's: a hash of its
     name by default.
 

@@ -56,9 +56,7 @@ class UdpPort(BarePort):
         self.address = local
 
 
-def open_udp(
-    address: str, *, port: int = ROCE_UDP_PORT, mtu: int | None = None, offload: bool = True
-) -> UdpPort:
+def open_udp(address: str, *, port: int = ROCE_UDP_PORT, mtu: int | None = None, offload: bool = True) -> UdpPort:
     """A port bound to an address of this host, or to any ("0.0.0.0", "::"). Peers must use the same `port`.
 
     `mtu` is that of the path; None takes 1500, and 65535 for loopback addresses.

@@ -38,7 +38,7 @@ from netio.message import (
     write_control,
 )
 from netio.port import FRAME_ROOM, PortTables
-from softrnic.jit import addr_of, inline, ld8, ld16, ld32, memcpy, memset, st8, st16, st32, st64
+from softrnic.jit import addr_of, i64, inline, ld8, ld16, ld32, memcpy, memset, st8, st16, st32, st64
 from softrnic.layout import FRAME_HEADROOM, FRAME_STRIDE, FrameFlag, FrameRing
 
 AF_INET = 2
@@ -55,7 +55,7 @@ def udp_recv(pt: PortTables, rx: FrameRing) -> int:
     port = pt.port[0]
     slab = addr_of(rx.slab)
     message = addr_of(pt.aux) + AUX_RX
-    headers = _ETH_BYTES + (20 if int(port["family"]) == AF_INET else 40) + UDP_BYTES
+    headers = _ETH_BYTES + (20 if i64(port["family"]) == AF_INET else 40) + UDP_BYTES
     slots = len(rx.frames)
     n = 0
     for _ in range(2 * slots):  # refused datagrams take no slot, and must not keep us here for ever
@@ -63,7 +63,7 @@ def udp_recv(pt: PortTables, rx: FrameRing) -> int:
             break
         off = n * FRAME_STRIDE + FRAME_HEADROOM
         prepare_message(message, slab + off + headers, FRAME_ROOM - headers, NAME_BYTES, CONTROL_BYTES)
-        got = int(recvmsg(int(port["fd"]), message, MSG_DONTWAIT))
+        got = i64(recvmsg(i64(port["fd"]), message, MSG_DONTWAIT))
         if got < 0:
             code = errno()
             if code not in (EAGAIN, EINTR):
@@ -77,7 +77,7 @@ def udp_recv(pt: PortTables, rx: FrameRing) -> int:
         frame["off"] = off
         frame["len"] = headers + got
         frame["seg"] = seg
-        frame["flags"] = FrameFlag.ID_UNKNOWN.value if int(port["family"]) == AF_INET else 0
+        frame["flags"] = FrameFlag.ID_UNKNOWN.value if i64(port["family"]) == AF_INET else 0
         frame["func"] = 0
         port["rx_frames"] += 1
         port["rx_segments"] += segment_count(slab + off, headers + got, seg)
@@ -89,7 +89,7 @@ def udp_recv(pt: PortTables, rx: FrameRing) -> int:
 @inline
 def _make_headers(port: Any, message: int, addr: int, payload: int) -> int:
     """Write the headers of a datagram; its segment size (0: one packet), or -1 if something is missing."""
-    v4 = int(port["family"]) == AF_INET
+    v4 = i64(port["family"]) == AF_INET
     ip = addr + _ETH_BYTES
     local, tclass, seg = _read_control(message, v4)
     if local == 0:
@@ -117,7 +117,7 @@ def _make_headers(port: Any, message: int, addr: int, payload: int) -> int:
     _make_mac(addr + 6, udp - 8 if v4 else udp - 20)
     put_be16(addr + 12, ETH_IPV4 if v4 else ETH_IPV6)
     st16(udp, ld16(message + AT_NAME + 2))
-    put_be16(udp + 2, int(port["dport"]))
+    put_be16(udp + 2, i64(port["dport"]))
     put_be16(udp + 4, UDP_BYTES + payload)
     st16(udp + 6, 0)
     return seg if payload > seg else 0
@@ -161,13 +161,13 @@ def udp_send(pt: PortTables, tx: FrameRing, n: int) -> int:
     sent = 0
     for i in range(n):
         frame = tx.frames[i]
-        addr = slab + int(frame["off"])
-        length = int(frame["len"])
+        addr = slab + i64(frame["off"])
+        length = i64(frame["len"])
         udp = udp_offset(addr, length)
         payload = length - udp - UDP_BYTES
-        seg = int(frame["seg"]) if int(frame["seg"]) < payload else 0
+        seg = i64(frame["seg"]) if i64(frame["seg"]) < payload else 0
         ip = ip_offset(addr, length)
-        ethertype = ETH_IPV4 if int(port["family"]) == AF_INET else ETH_IPV6
+        ethertype = ETH_IPV4 if i64(port["family"]) == AF_INET else ETH_IPV6
         if udp < 0 or get_be16(addr + ip - 2) != ethertype:
             port["tx_errors"] += 1
             continue
@@ -187,9 +187,9 @@ def _write_destination(port: Any, message: int, ip: int) -> int:
     name = message + AT_NAME
     control = message + AT_CONTROL
     memset(name, 0, NAME_BYTES)
-    st16(name, int(port["family"]))
-    put_be16(name + 2, int(port["sport"]))
-    if int(port["family"]) == AF_INET:
+    st16(name, i64(port["family"]))
+    put_be16(name + 2, i64(port["sport"]))
+    if i64(port["family"]) == AF_INET:
         memcpy(name + 4, ip + 16, 4)
         data = write_control(control, _IP, _IP_PKTINFO, 12)
         st64(data, 0)
@@ -211,7 +211,7 @@ def _write_destination(port: Any, message: int, ip: int) -> int:
 def _send_message(port: Any, message: int, length: int, segments: int) -> int:
     """One sendmsg; 1 if it went out."""
     for _ in range(_TX_TRIES):
-        if int(sendmsg(int(port["fd"]), message, MSG_DONTWAIT)) >= 0:
+        if i64(sendmsg(i64(port["fd"]), message, MSG_DONTWAIT)) >= 0:
             port["tx_frames"] += 1
             port["tx_segments"] += segments
             port["tx_bytes"] += length
