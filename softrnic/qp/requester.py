@@ -16,7 +16,7 @@ from softrnic.qp.event import push_event
 from softrnic.qp.finish import complete_send, fail_send, flush_sq
 from softrnic.qp.packet import NO_ROOM, cancel, header_crc, put_plain, reserve, seal, seal_plain
 from softrnic.qp.psn import psn_add, psn_diff
-from softrnic.qp.retransmit import arm_ack_timer
+from softrnic.qp.retransmit import arm_ack_timer, rewind
 from softrnic.spec import (
     MAX_MESSAGE,
     Access,
@@ -372,6 +372,20 @@ def _put_payload(eng, tx, qp, wqe, index, off, n, at, crc):
 
 
 @inline
+def _must_ask(eng, qp, index):
+    """Whether the end of this message must ask for an acknowledgement because nothing that follows will."""
+    if index + 1 == i64(qp["sq_prod"]) or qp["req_psn"] != qp["req_hi_psn"]:
+        return True  # the last one posted; or sent again, and the first time nobody answered
+    return _is_local(i64(_wqe_at(eng, qp, index + 1)["opcode"]))
+
+
+@inline
+def _nothing_asks(qp):
+    """Whether no outstanding packet asks for an acknowledgement, nor is a READ or atomic that must be answered."""
+    return i64(qp["unacked_req"]) > 0 and qp["una_psn"] != qp["req_psn"] and i64(qp["rd_out"]) == 0
+
+
+@inline
 def _send_data(eng, tx, qp, qp_index, wqe, index):
     """One packet of a SEND or WRITE: MEM_OK, a MEM_ error, or NO_ROOM."""
     opcode = i64(wqe["opcode"])
@@ -399,7 +413,7 @@ def _send_data(eng, tx, qp, qp_index, wqe, index):
         # ask often enough that the window never runs dry, and at the end of what is posted
         unacked = i64(qp["unacked_req"]) + 1
         ackreq = last and ((i64(wqe["flags"]) & _SIGNALED) != 0 or qp["sq_sig_all"] != 0)
-        ackreq = ackreq or unacked >= max(1, i64(qp["cwnd"]) >> 2) or (last and index + 1 == i64(qp["sq_prod"]))
+        ackreq = ackreq or unacked >= max(1, i64(qp["cwnd"]) >> 2) or (last and _must_ask(eng, qp, index))
         ackreq = ackreq or (qp["credits_valid"] != 0 and psn_diff(i64(qp["limit_ssn"]), i64(wqe["ssn"])) < 8)
         qp["unacked_req"] = 0 if ackreq else unacked
     se = 1 if last and (i64(wqe["flags"]) & _SOLICITED) else 0
@@ -479,19 +493,26 @@ def _fail_current(eng, qp, qp_index, wqe, status):
 
 
 @inline
+def _is_sending(qp):
+    return qp["state"] == QpState.RTS or qp["state"] == QpState.SQD
+
+
+@inline
 def send_requests(eng, tx, qp, qp_index, budget):
     """Send up to `budget` packets of the send queue: IDLE or MORE."""
     if qp["state"] == QpState.ERR or qp["state"] == QpState.SQE:
         flush_sq(eng, qp, qp_index)
         return IDLE
-    sending = qp["state"] == QpState.RTS or qp["state"] == QpState.SQD
-    if not sending or qp["req_wait"] == ReqWait.RNR or i64(qp["fault"]) & PageWait.REQUESTER.value:
+    if not _is_sending(qp) or qp["req_wait"] == ReqWait.RNR or i64(qp["fault"]) & PageWait.REQUESTER.value:
         return IDLE
     outcome = MORE
-    while budget > 0:
+    while budget > 0 and _is_sending(qp):
         index = i64(qp["sq_cur"])
         if index >= i64(qp["sq_hi"]):
             if qp["state"] == QpState.SQD:
+                if _nothing_asks(qp):
+                    rewind(eng, qp, qp_index)
+                    continue
                 _check_drained(eng, qp, qp_index)
                 outcome = IDLE
                 break
@@ -507,13 +528,14 @@ def send_requests(eng, tx, qp, qp_index, budget):
             started = _start_wqe(eng, qp, qp_index, wqe, index)
             if not started or wqe["state"] == WqeState.DONE:
                 retire_local(eng, qp, qp_index)
-                if not started:
-                    outcome = IDLE
-                    break
-                _advance_past(qp, index)
+                if started:
+                    _advance_past(qp, index)
                 continue
         if wqe["state"] == WqeState.DONE:
             _advance(qp)
+            continue
+        if wqe["state"] == WqeState.FAILED and _nothing_asks(qp):
+            rewind(eng, qp, qp_index)
             continue
         if wqe["state"] == WqeState.FAILED or (qp["type"] == QpType.RC and not _may_send(qp, wqe)):
             outcome = IDLE
@@ -522,14 +544,14 @@ def send_requests(eng, tx, qp, qp_index, budget):
         status = _send_one(eng, tx, qp, qp_index, wqe, index)
         if status == NO_ROOM:
             break
-        if status != MEM_OK:
-            if status == MEM_FAULT:
-                _raise_fault(eng, qp)
-            else:
-                _fail_current(eng, qp, qp_index, wqe, WcStatus.LOC_PROT_ERR)
+        if status == MEM_FAULT:
+            _raise_fault(eng, qp)
             outcome = IDLE
             break
-    if qp["type"] == QpType.RC and qp["una_psn"] != qp["req_hi_psn"] and qp["timer"] == 0:
+        if status != MEM_OK:
+            _fail_current(eng, qp, qp_index, wqe, WcStatus.LOC_PROT_ERR)
+    unanswered = qp["type"] == QpType.RC and qp["una_psn"] != qp["req_hi_psn"]
+    if unanswered and qp["timer"] == 0 and _is_sending(qp):
         arm_ack_timer(eng, qp, qp_index)
     return outcome
 
