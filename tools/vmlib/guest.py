@@ -153,18 +153,21 @@ class Guest:
         """Start a command line of sh and go on. Seven may run at a time, those of `run` included."""
         return self.shell.start(command)
 
-    def wait_until(self, command: str, timeout: float = DEFAULT_TIMEOUT_S) -> None:
-        """Repeat a command, in the guest, until its exit status is 0."""
-        self.check(f"until {{ {command}\n}} >/dev/null 2>&1; do sleep 0.02; done", timeout)
+    def wait_until(self, command: str, process: Process, timeout: float = DEFAULT_TIMEOUT_S) -> None:
+        """Repeat a command until its exit status is 0. CommandError if `process` ends before."""
+        ready = f"until {{ {command}\n}} >/dev/null 2>&1; do kill -0 {process.pid} || exit; sleep 0.02; done"
+        if self.run(ready, timeout).rc != 0:
+            raise CommandError(f"{process.command!r} ended too early: {process.wait()}")
 
-    def wait_listening(self, port: int, timeout: float = DEFAULT_TIMEOUT_S) -> None:
-        """Wait until a program listens on a TCP port. That of ibv_*_pingpong and ib_* is 18515."""
+    def wait_listening(self, server: Process, port: int = 18515, timeout: float = DEFAULT_TIMEOUT_S) -> None:
+        """Wait until a TCP port is listened on. The default is that of ibv_*_pingpong and of perftest."""
         # Local address, remote address, state; 0A is TCP_LISTEN.
-        self.wait_until(f"cat /proc/net/tcp /proc/net/tcp6 | grep ':{port:04X} 0*:0000 0A '", timeout)
+        sockets = "cat /proc/net/tcp /proc/net/tcp6"
+        self.wait_until(f"{sockets} | grep ':{port:04X} 0*:0000 0A '", server, timeout)
 
-    def wait_cm_listening(self, timeout: float = DEFAULT_TIMEOUT_S) -> None:
-        """Wait until a program listens by way of the RDMA connection manager, as rping -s does."""
-        self.wait_until("rdma resource show cm_id | grep 'state LISTEN'", timeout)
+    def wait_cm_listening(self, server: Process, timeout: float = DEFAULT_TIMEOUT_S) -> None:
+        """Wait until the RDMA connection manager listens, as for rping -s, ucmatose and rdma_server."""
+        self.wait_until("rdma resource show cm_id | grep 'state LISTEN'", server, timeout)
 
     # --- its RDMA device ------------------------------------------------------------------------------------
 

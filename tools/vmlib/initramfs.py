@@ -96,7 +96,9 @@ def _add_skeleton(archive: cpio.Archive) -> None:
     for name in ("bin", "lib", "lib64", "sbin"):
         archive.symlink(name, f"usr/{name}")
     archive.character_device("dev/console", 5, 1)
-    archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
+    # Everybody is root: tcpdump insists on becoming a user of its name.
+    users = (f"{name}:x:0:0::/root:/bin/sh\n" for name in ("root", "tcpdump"))
+    archive.file("etc/passwd", "".join(users).encode())
 
 
 def _add_programs(archive: cpio.Archive, debian: Tree, recipe: Recipe) -> None:

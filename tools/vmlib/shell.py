@@ -199,7 +199,10 @@ class Shell:
     def arguments(self) -> list[str]:
         """QEMU's arguments for the ports."""
         ports = [word for channel in self._channels for word in channel.arguments()]
-        return ["-device", f"virtio-serial-pci,max_ports={PORTS_PER_CHANNEL * CHANNELS + 1}", *ports]
+        # Without ioeventfd, QEMU passes on what is written before the guest goes on. With it, the ports would be
+        # served in no order, and "exit" could overtake output.
+        device = f"virtio-serial-pci,ioeventfd=off,max_ports={PORTS_PER_CHANNEL * CHANNELS + 1}"
+        return ["-device", device, *ports]
 
     def handed_over(self) -> None:
         """To be called once QEMU runs."""
