@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from softrnic.jit import _closure
+from tests.test_imports import SOURCES as MODULES
+from tests.test_imports import imports_of, module_name
+
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("softrnic", "netio", "ebpf")
-SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+SOURCES = list(MODULES.values())
 JIT = ROOT / "softrnic" / "jit.py"
 
 COMPILERS = {"njit", "jit", "vectorize", "guvectorize", "cfunc", "stencil", "jitclass"}
@@ -35,6 +38,10 @@ FORBIDDEN_NODES = {
 }
 
 
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
 def name_of(node: ast.expr) -> str:
     """The last word of a decorator or callee: njit for numba.njit(cache=True)."""
     if isinstance(node, ast.Call):
@@ -50,6 +57,9 @@ def kernels(tree: ast.AST) -> Iterator[tuple[str, ast.FunctionDef]]:
             for decorator in node.decorator_list:
                 if name_of(decorator) in KERNEL_DECORATORS:
                     yield name_of(decorator), node
+
+
+KERNEL_FILES = [path for path in SOURCES if any(kernels(ast.parse(path.read_text(encoding="utf-8"))))]
 
 
 def body_nodes(function: ast.FunctionDef) -> Iterator[ast.AST]:
@@ -102,7 +112,7 @@ def globals_read(function: ast.FunctionDef) -> set[str]:
     return {node.id for node in names} - own
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_source_follows_the_rules(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     rules = [undocumented_kernels, forbidden_constructs, big_endian_dtypes]
@@ -125,7 +135,7 @@ def writable_globals(path: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_kernels_read_no_writable_global_array(path: Path) -> None:
     assert writable_globals(path) == []
 
@@ -155,3 +165,19 @@ def test_bounds_checks_may_raise() -> None:
 def test_globals_read() -> None:
     tree = ast.parse("@kernel\ndef f(a, b):\n    c = a + TABLE[b]\n    return c")
     assert globals_read(next(kernels(tree))[1]) == {"TABLE"}
+
+
+def imported_files(path: Path) -> set[Path]:
+    """The file and all of ours that it imports, directly or not, by the syntax tree."""
+    found: set[str] = set()
+    todo = {module_name(path)}
+    while todo:
+        found |= todo
+        todo = {target for module in todo for _, target in imports_of(module) if target in MODULES} - found
+    return {MODULES[module] for module in found}
+
+
+@pytest.mark.parametrize("path", KERNEL_FILES, ids=relative)
+def test_compile_cache_sees_every_import(path: Path) -> None:
+    """softrnic.jit finds imports by a pattern, at every start; a miss would leave a stale kernel in the cache."""
+    assert imported_files(path) - _closure(path) == set()
