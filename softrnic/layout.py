@@ -282,6 +282,7 @@ QP = _record(
         ("probes", "u1"),  # timer expiries since the last progress
         ("rtt_at", "i8"),  # ns, when it was sent
         ("srtt", "i8"),  # ns, smoothed round trip; 0: not known
+        ("rttvar", "i8"),  # ns, its mean deviation
         ("progress_at", "i8"),  # ns, start of the running local ACK timeout interval
         ("unacked_req", "i4"),  # packets sent since the last AckReq
         ("scq", "i4"),

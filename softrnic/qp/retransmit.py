@@ -15,7 +15,7 @@ from softrnic.qp.timer import start_timer, stop_timer
 from softrnic.spec import RNR_RETRY_INFINITE, RNR_TIMER_US, QpState, WcStatus
 
 CWND_MIN = 16  # packets
-PROBE_MIN_NS = 250_000
+PROBE_MIN_NS = 500_000
 CWND_START = 256
 CWND_MAX = 1024
 
@@ -28,7 +28,8 @@ def _probe_ns(qp):
     full = 4096 << i64(qp["timeout"])
     if i64(qp["srtt"]) == 0:
         return full
-    return min(full, max(PROBE_MIN_NS, 4 * i64(qp["srtt"])) << min(i64(qp["probes"]), 20))
+    rto = max(PROBE_MIN_NS, i64(qp["srtt"]) + 4 * i64(qp["rttvar"]))  # RFC 6298 (2.3)
+    return min(full, rto << min(i64(qp["probes"]), 20))
 
 
 @inline
@@ -50,7 +51,13 @@ def _time_round_trip(eng, qp):
         qp["rtt_valid"] = 0
         sample = max(1, i64(eng["now"]) - i64(qp["rtt_at"]))
         srtt = i64(qp["srtt"])
-        qp["srtt"] = sample if srtt == 0 else srtt + ((sample - srtt) >> 3)
+        if srtt == 0:
+            qp["srtt"] = sample
+            qp["rttvar"] = sample >> 1
+            return
+        rttvar = i64(qp["rttvar"])
+        qp["rttvar"] = rttvar + ((abs(sample - srtt) - rttvar) >> 2)
+        qp["srtt"] = max(1, srtt + ((sample - srtt) >> 3))
 
 
 @inline
@@ -75,6 +82,8 @@ def note_progress(eng, qp, qp_index, npsn):
     qp["retry_left"] = qp["retry_cnt"]
     qp["rnr_left"] = qp["rnr_retry"]
     qp["gap_valid"] = 0
+    if qp["probes"] and npsn > 1:
+        qp["cwnd"] = qp["ssthresh"]  # more arrived than was sent again: the peer was slow, nothing was lost
     qp["probes"] = 0
     qp["progress_at"] = eng["now"]
     _time_round_trip(eng, qp)
@@ -101,9 +110,19 @@ def rewind(eng, qp, qp_index):
 
 
 @inline
-def _shrink_window(qp, to_one):
+def _halve_window(qp):
+    """A packet was lost while others got through."""
     qp["ssthresh"] = max(CWND_MIN, i64(qp["cwnd"]) >> 1)
-    qp["cwnd"] = 1 if to_one else qp["ssthresh"]
+    qp["cwnd"] = qp["ssthresh"]
+    qp["cwnd_credit"] = 0
+
+
+@inline
+def _close_window(qp):
+    """Silence: one packet at a time until the peer is heard, then quickly back to where it was."""
+    if qp["probes"] == 0:
+        qp["ssthresh"] = max(CWND_MIN, i64(qp["cwnd"]))
+    qp["cwnd"] = 1
     qp["cwnd_credit"] = 0
 
 
@@ -119,7 +138,7 @@ def sequence_retry(eng, qp, qp_index):
     qp["retry_left"] -= 1
     qp["gap_valid"] = 1
     qp["gap_psn"] = qp["una_psn"]
-    _shrink_window(qp, False)
+    _halve_window(qp)
     rewind(eng, qp, qp_index)
     arm_ack_timer(eng, qp, qp_index)
 
@@ -162,8 +181,8 @@ def expire(eng, qp, qp_index):
             return
         qp["retry_left"] -= 1
         qp["progress_at"] = eng["now"]
+    _close_window(qp)
     qp["probes"] = min(200, i64(qp["probes"]) + 1)
     qp["gap_valid"] = 0
-    _shrink_window(qp, True)
     rewind(eng, qp, qp_index)
     arm_ack_timer(eng, qp, qp_index)
