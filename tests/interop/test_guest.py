@@ -170,6 +170,17 @@ def wait_ended(pidfds: list[int]) -> None:
         assert ended
 
 
+@pytest.mark.privileged("netns", "tun")
+def test_tap_on_a_bridge_that_exists() -> None:
+    with Segment.create("lan7") as segment, Segment.join("lan7", segment.path) as joined:
+        name, fd = joined.open_tap(1500)
+        assert f" {name}: " in segment.run("ip", "-o", "link", "show", "master", "lan7")
+        os.close(fd)
+        assert name not in segment.run("ip", "link")
+        with pytest.raises(GuestError, match="no interface lan8"):
+            Segment.join("lan8", segment.path)
+
+
 # --- a guest's end ------------------------------------------------------------------------------------------
 
 # Whoever runs this is killed while its guest boots.

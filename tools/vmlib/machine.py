@@ -20,8 +20,7 @@ from .output import Output
 from .qmp import Qmp
 
 GUARD = Path(__file__).parent / "guard.py"
-# A guest that panics ends, and QEMU with it. The second line spares what costs emulated instructions and guards
-# nothing here.
+# A guest that panics ends, and QEMU with it. The last three spare emulated instructions that guard nothing here.
 KERNEL_PARAMETERS = "console=ttyS0 quiet oops=panic panic=-1 mitigations=off init_on_alloc=0 cryptomgr.notests=1"
 LAST_WORDS_CHARACTERS = 2000
 END_TIMEOUT_S = 10
