@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import socket
 import struct
 
 import pytest
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.privileged("bpf")
 
 EXIT_WITHOUT_VERDICT = b"\x95" + bytes(7)
 XDP_DROP = 1
+AF_XDP = 44
 
 
 def small_map(entries: int = 4) -> Map:
@@ -108,10 +110,12 @@ def test_unknown_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused.value.errno == errno.ENOSYS
 
 
-@pytest.mark.privileged("netns")
+@pytest.mark.privileged("netns", "xsk")
 def test_a_queue_beyond_the_socket_map(lab: Lab, table: RuleTable) -> None:
     """The slots of one function must not run over into the next one's."""
     table.add(None, None, Rule.to_socket(0))
+    next_one = lab.stack.enter_context(socket.socket(AF_XDP, socket.SOCK_RAW))
+    table.add_xsk(next_one.fileno(), target=1)
     with lab.host.entered(), table.load(steering_program(XDP)) as program, IPRoute() as ip:
         queues = MAX_QUEUES + 2
         ip.link("add", ifname="many0", kind="veth", peer={"ifname": "many1"},

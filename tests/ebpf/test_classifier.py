@@ -110,7 +110,10 @@ OTHER_FRAMES = {
     "ipv6 extension": bytes(ether() / IPv6(dst=DST6) / IPv6ExtHdrHopByHop() / UDP(dport=ROCE) / Raw()),
     "ipv4 says version 6": bytes(ether() / IP(dst=DST4, version=6) / UDP(dport=ROCE) / Raw(bytes(64))),
     "ipv6 says version 4": bytes(ether() / IPv6(dst=DST6, version=4) / UDP(dport=ROCE) / Raw(bytes(64))),
-    "ipv4 header too short": bytes(ether() / IP(dst=DST4, ihl=4) / UDP(dport=ROCE) / Raw(bytes(64))),
+    # its address stands where the port of a header of 16 bytes would: 18.183 is 4791
+    "ipv4 header too short": bytes(ether() / IP(dst="10.0.18.183", ihl=4, proto=17) / Raw(bytes(64))),
+    "udp-lite": bytes(ether() / IP(dst=DST4, proto=136) / UDP(dport=ROCE) / Raw(bytes(64))),
+    "udp-lite ipv6": bytes(ether() / IPv6(dst=DST6, nh=136) / UDP(dport=ROCE) / Raw(bytes(64))),
     "two tags": bytes(ether(vlan=5) / Dot1Q(vlan=6) / ip(DST4) / UDP(dport=ROCE) / Raw(bytes(64))),
     "infiniband over ethernet": bytes(Ether(dst=DST_MAC, type=0x8915) / Raw(roce(DST4))),
 }
