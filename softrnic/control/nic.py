@@ -9,14 +9,17 @@ Decides who may touch the engine when: the pump holds the lock while it runs, `q
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from netio.port import Port, PortTables
 from softrnic.control.pump import CTL_PAUSE, CTL_STOP, make_ctl, run_pump
+from softrnic.errors import IoError
 from softrnic.layout import make_ring
 from softrnic.spec import Mtu
 from softrnic.verbs import Device
@@ -63,6 +66,16 @@ class Nic:
                 yield
         finally:
             self._ctl[CTL_PAUSE] -= 1
+
+    def drive(self, kernel: Callable[..., int], *args: Any) -> int:
+        """Run a kernel that pumps by itself - kernel(engs, pt, rx, tx, ctl, *args) - in this thread, not in the NIC's.
+
+        For compiled programs that poll; bare ports only.
+        """
+        if self._tables is None:
+            raise IoError(errno.EOPNOTSUPP, f"port {self.port.name} has middleware: no compiled pump")
+        with self.quiesced():
+            return int(kernel(self.device.engine.tables, self._tables, self._rx, self._tx, self._ctl, *args))
 
     def _kick(self) -> None:
         """A doorbell was rung: wake the pump if it sleeps."""

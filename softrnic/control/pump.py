@@ -34,7 +34,7 @@ def monotonic_ns(ctl):
     return ld64(at) * 1_000_000_000 + ld64(at + 8)
 
 
-@inline
+@kernel
 def pump_once(eng, pt, rx, tx, now):
     """One round: the number of frames that moved."""
     n = port_recv(pt, rx)
