@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 from types import TracebackType
 from typing import Self
 
 from netio import kernels
 from netio.port import COUNTERS, Kind, PortCaps, PortTables, Ready
 from softrnic.layout import FrameRing
+
+_SO_MEMINFO, _MEMINFO_DROPS = 55, 8  # asm-generic/socket.h, linux/sock_diag.h
 
 
 class BarePort:
@@ -68,6 +72,33 @@ class BarePort:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class SocketPort(BarePort):
+    """A BarePort whose descriptor is a socket: the kernel bounds its queues, and counts what it loses."""
+
+    def __init__(self, name: str, sock: socket.socket, *, tables: PortTables, caps: PortCaps, mac: bytes) -> None:
+        tables.port["sndbuf"] = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        super().__init__(name, tables=tables, caps=caps, mac=mac)
+        self.rx_buffer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        """Bytes that may wait to be received, kernel overhead included."""
+        self._sock = sock
+
+    def counters(self) -> dict[str, int]:
+        counted = super().counters()
+        counted["rx_drops"] += self._lost()
+        return counted
+
+    def _lost(self) -> int:
+        """Frames for which the receive buffer had no room."""
+        if self._closed:
+            return 0
+        return int(struct.unpack("=9I", self._sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36))[_MEMINFO_DROPS])
+
+    def _release(self) -> None:
+        os.close(int(self.tables.port[0]["wake_fd"]))
+        self._sock.close()
+        self.tables.port["fd"] = self.tables.port["wake_fd"] = -1
 
 
 def new_eventfd() -> int:

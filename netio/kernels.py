@@ -8,15 +8,16 @@ blocks but the wait.
 from __future__ import annotations
 
 from netio.fdio import fd_recv, fd_send
-from netio.libc import AUX_EVENT, AUX_POLL, AUX_TIMEOUT, POLLIN, ppoll, read
+from netio.libc import AUX_EVENT, AUX_POLL, AUX_QUEUED, AUX_TIMEOUT, POLLIN, SIOCOUTQ, ioctl, ppoll, read
 from netio.memring import memory_arm, memory_recv, memory_room, memory_send
 from netio.port import Kind, PortTables, Ready
 from netio.udpio import udp_recv, udp_send
 from netio.xskio import xsk_recv, xsk_send
-from softrnic.jit import addr_of, i64, inline, kernel, ld16, st32, st64
+from softrnic.jit import addr_of, i64, inline, kernel, ld16, ld32, st32, st64
 from softrnic.layout import FrameRing
 
 NO_LIMIT = 1 << 30
+_FRAME_MEMORY = 1 << 17  # what the kernel may account for the longest frame
 
 
 @inline
@@ -55,7 +56,17 @@ def port_tx_room(pt: PortTables) -> int:
     port = pt.port[0]
     if i64(port["kind"]) == Kind.MEMORY:
         return memory_room(port)
-    return NO_LIMIT
+    return _socket_room(pt) if i64(port["sndbuf"]) else NO_LIMIT
+
+
+@inline
+def _socket_room(pt: PortTables) -> int:
+    """By what waits to be sent: the device is slower than the engine, or its queue would lose frames."""
+    port = pt.port[0]
+    queued = addr_of(pt.aux) + AUX_QUEUED
+    st32(queued, 0)
+    ioctl(i64(port["fd"]), SIOCOUTQ, queued)
+    return int(max(0, (i64(port["sndbuf"]) - int(ld32(queued))) // _FRAME_MEMORY))
 
 
 @inline

@@ -20,6 +20,7 @@ _RETURNS = {"int": (types.int32, ctypes.c_int32), "ssize_t": (types.int64, ctype
 EAGAIN, EINTR, ENOBUFS = _errno.EAGAIN, _errno.EINTR, _errno.ENOBUFS
 POLLIN = 1
 MSG_DONTWAIT = 0x40
+SIOCOUTQ = 0x5411
 
 # Where in PortTables.aux each structure lies. Receiving and sending have their own, so that two threads may.
 # fmt: off
@@ -27,6 +28,7 @@ AUX_POLL      = 0     # struct pollfd[2]
 AUX_TIMEOUT   = 16    # struct timespec
 AUX_EVENT     = 32    # the 8 bytes read from an eventfd
 AUX_EVENT_OUT = 40    # the 8 bytes written to one
+AUX_QUEUED    = 48    # the int of SIOCOUTQ
 AUX_RX        = 64    # structures of receive calls
 AUX_TX        = 2048  # structures of send calls
 AUX_HEADERS   = 3968  # headers of a super-frame being split, at most 18 + 60 + 8 bytes
@@ -51,6 +53,7 @@ recvmmsg = _function("recvmmsg", "int", 5)
 sendmmsg = _function("sendmmsg", "int", 4)
 sendto = _function("sendto", "ssize_t", 6)
 ppoll = _function("ppoll", "int", 4)
+ioctl = _function("ioctl", "int", 3)
 
 if JIT:
     _errno_location = types.ExternalFunction("__errno_location", types.int64())

@@ -16,6 +16,7 @@ from softrnic.errors import IoError
 # linux/sockios.h
 _GIFFLAGS, _SIFFLAGS, _GIFMTU, _SIFMTU, _GIFHWADDR = 0x8913, 0x8914, 0x8921, 0x8922, 0x8927
 _IFF_UP = 1
+_ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772  # linux/if_arp.h; lo has Ethernet headers too
 # linux/ethtool.h
 _ETHTOOL = 0x8946
 _ETHTOOL_GSTRINGS, _ETHTOOL_GSSET_INFO, _ETHTOOL_GFEATURES, _ETHTOOL_SFEATURES = 0x1B, 0x37, 0x3A, 0x3B
@@ -42,7 +43,10 @@ def index(ifname: str) -> int:
 
 def mac(ifname: str) -> bytes:
     """Ethernet address."""
-    return _ioctl(_GIFHWADDR, ifname)[2:8]
+    kind, address = struct.unpack_from("=H6s", _ioctl(_GIFHWADDR, ifname))
+    if kind not in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK):
+        raise IoError(errno.EINVAL, f"network device {ifname} is no Ethernet device")
+    return bytes(address)
 
 
 def mtu(ifname: str) -> int:

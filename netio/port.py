@@ -125,6 +125,7 @@ PORT = np.dtype(
         ("sport", "i4"),      # UDP: the bound port, and the peers'
         ("dport", "i4"),      # UDP: the port the engine is to see
         ("mtu", "i4"),
+        ("sndbuf", "i4"),     # sockets: bytes that may wait to be sent, kernel overhead included; 0: no limit
         ("ring_bytes", "i4"), # memory: data bytes of each direction's ring
         ("tx_base", "i8"),    # memory: address of the ring we fill
         ("rx_base", "i8"),    # memory: address of the ring we empty

@@ -12,7 +12,7 @@ import socket
 import struct
 
 from netio import netdev
-from netio.bare import BarePort, new_eventfd
+from netio.bare import SocketPort, new_eventfd
 from netio.bpf import attach_socket, nothing_filter, roce_filter
 from netio.port import SUPER_FRAMES, Kind, PortFlag, make_tables
 from softrnic.errors import IoError
@@ -28,7 +28,7 @@ _UDP_GRO = 104
 BUFFER_BYTES = 8 << 20
 
 
-class RawPort(BarePort):
+class RawPort(SocketPort):
     """A port on a network device. `guard` sockets keep the host's own stack from answering what is ours."""
 
     def __init__(
@@ -43,8 +43,7 @@ class RawPort(BarePort):
     ) -> None:
         tables = make_tables(Kind.FD, fd=sock.fileno(), wake_fd=new_eventfd(), mtu=mtu)
         tables.port["flags"] = PortFlag.OFFLOAD | (PortFlag.VLAN if vlan else 0)
-        super().__init__(ifname, tables=tables, caps=SUPER_FRAMES, mac=mac)
-        self._sock = sock
+        super().__init__(ifname, sock, tables=tables, caps=SUPER_FRAMES, mac=mac)
         self._guard = guard
         self._ifindex = netdev.index(ifname)
 
@@ -57,7 +56,6 @@ class RawPort(BarePort):
     def _release(self) -> None:
         for sock in self._guard:
             sock.close()
-        self._sock.detach()
         super()._release()
 
 

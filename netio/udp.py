@@ -21,7 +21,7 @@ import contextlib
 import ipaddress
 import socket
 
-from netio.bare import BarePort, new_eventfd
+from netio.bare import SocketPort, new_eventfd
 from netio.port import Kind, PortCaps, PortFlag, make_tables
 from softrnic.errors import IoError
 from softrnic.spec import ROCE_UDP_PORT
@@ -38,21 +38,19 @@ _SUPER_FRAMES = PortCaps(max_frame=65535, max_segments=MAX_SEGMENTS, ethernet=Fa
 _SINGLE_FRAMES = PortCaps(ethernet=False)
 
 
-class UdpPort(BarePort):
-    """A UDP socket as a port. At most `rx_buffer` bytes, kernel overhead included, wait to be received."""
+class UdpPort(SocketPort):
+    """A UDP socket as a port."""
 
     def __init__(self, sock: socket.socket, *, mtu: int, offload: bool, local: bytes) -> None:
         address, udp_port = sock.getsockname()[:2]
-        rx_buffer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-        tables = make_tables(Kind.UDP, fd=sock.detach(), wake_fd=new_eventfd(), mtu=mtu)
+        tables = make_tables(Kind.UDP, fd=sock.fileno(), wake_fd=new_eventfd(), mtu=mtu)
         port = tables.port
         port["flags"] = PortFlag.OFFLOAD if offload else 0
         port["family"] = socket.AF_INET if len(local) == 4 else socket.AF_INET6
         port["sport"], port["dport"] = udp_port, ROCE_UDP_PORT
         caps = _SUPER_FRAMES if offload else _SINGLE_FRAMES
-        super().__init__(f"udp:{address}", tables=tables, caps=caps, mac=mac_of(local))
+        super().__init__(f"udp:{address}", sock, tables=tables, caps=caps, mac=mac_of(local))
         self.fixed_sport = udp_port
-        self.rx_buffer = rx_buffer
         self.address = local
 
 

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from netio.bare import BarePort, new_eventfd
+from netio.kernels import port_tx_room
 from netio.middleware import put_frame
-from netio.port import SINGLE_FRAMES, SUPER_FRAMES, Kind, PortFlag, Ready, make_tables
+from netio.port import SINGLE_FRAMES, SUPER_FRAMES, Kind, PortFlag, PortTables, Ready, make_tables
+from softrnic.jit import kernel
 from softrnic.layout import make_ring
 from tests.netio import naive
 from tests.netio.frames import drain, pattern, roce
@@ -20,6 +22,12 @@ from tests.netio.frames import drain, pattern, roce
 VNET = struct.Struct("<BBHHHH")
 NO_OFFLOAD = VNET.pack(0, 0, 0, 0, 0, 0)
 NEEDS_CSUM, UDP_L4, TCPV4 = 1, 5, 1
+
+
+@kernel
+def tx_room(pt: PortTables) -> int:
+    """kernels.port_tx_room for Python."""
+    return port_tx_room(pt)
 
 
 @pytest.fixture
@@ -141,6 +149,23 @@ def test_a_full_queue_drops_and_counts(wire) -> None:
     assert 0 < total < 320
     assert (counters["tx_frames"], counters["tx_drops"]) == (total, 320 - total)
     assert len(written(theirs)) == total
+
+
+def test_room_is_what_the_socket_has_left(wire) -> None:
+    """Frames of the greatest length, as many as were promised, are never dropped; then there is no room, then again."""
+    port, theirs = wire
+    assert tx_room(port.tables) > 1000
+    with socket.socket(fileno=os.dup(port.fileno())) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        port.tables.port["sndbuf"] = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    frame = roce(pattern(65_000))
+    promised = 0
+    while room := min(4, tx_room(port.tables)):
+        assert send(port, *[(frame, 0)] * room) == room
+        promised += room
+    assert promised >= 3
+    assert len(written(theirs)) == promised
+    assert tx_room(port.tables) >= 3
 
 
 def test_a_dead_descriptor_is_an_error_not_a_crash(wire) -> None:

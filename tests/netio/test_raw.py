@@ -242,6 +242,7 @@ def test_a_flood_is_lost_in_the_receivers_buffer_and_the_port_goes_on(link: Link
             exchange(link.port, link.port, [(frame, 4112)] * 16)
         received = drain(far)
         assert 0 < len(received) < 640
+        assert far.counters()["rx_drops"] == 640 - len(received)
         assert exchange(link.port, far, [(frame, 4112)])[0][1] == 4112
 
 
@@ -270,6 +271,20 @@ def test_two_ports_of_one_device_both_guard(link: Link) -> None:
 def test_no_such_device() -> None:
     with pytest.raises(IoError, match="network device nosuch"):
         raw.open_raw("nosuch")
+
+
+@pytest.mark.privileged("tun")
+def test_a_device_without_ethernet_is_refused(link: Link) -> None:
+    with link.here.netlink() as ipr:
+        ipr.link("add", ifname="tun0", kind="tuntap", mode="tun")
+    with link.here.entered(), pytest.raises(IoError, match="tun0 is no Ethernet device"):
+        raw.open_raw("tun0")
+
+
+def test_the_loopback_device_is_a_wire() -> None:
+    with netns.namespace() as ns, ns.entered(), raw.open_raw("lo") as port:
+        frame = roce(b"to myself", src="127.0.0.1", dst="127.0.0.1", dst_mac="00:00:00:00:00:00")
+        assert exchange(port, port, [(frame, 0)]) == [(frame, 0)]
 
 
 def test_ethernet_addresses_and_mtu(link: Link) -> None:

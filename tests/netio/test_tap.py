@@ -128,6 +128,13 @@ def test_the_host_finds_us_and_talks_to_us(ns: Namespace, ours: str, host: str) 
         assert sock.recvfrom(100)[0] == b"yes"
 
 
+def test_a_kernel_that_knows_no_udp_segmentation(ns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux before 6.2 refuses the flags: here, one that no Linux knows."""
+    monkeypatch.setattr(tap, "_TUN_F_USO6", 0x8000)
+    with ns.entered(), tap.open_tap("tap0") as port:
+        assert port.caps.max_frame == 0
+
+
 def test_a_tap_that_is_down_is_an_error(ns: Namespace) -> None:
     with ns.entered():
         port = tap.open_tap("tap0")

@@ -171,6 +171,7 @@ def test_a_full_buffer_loses_frames_and_nothing_else(pair) -> None:
     frame = frame_between(a, b, pattern(60_000))
     received = exchange(a, b, [(frame, 0)] * 16)
     assert len(received) < 16
+    assert b.counters()["rx_drops"] == 16 - len(received)
     assert set(received) <= {(frame, 0)}
     assert exchange(a, b, [(frame, 0)]) == [(frame, 0)]
 
