@@ -27,12 +27,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from netio import netdev, xskio
+from netio import netdev
 from netio.bare import BarePort, new_eventfd
 from netio.port import MAX_SUPER_FRAME, Kind, PortCaps, make_tables
 from netio.xskio import ETHERNET_BYTES, Ring, Xsk
 from softrnic.errors import IoError
-from softrnic.layout import FrameRing
 
 CHUNK = 4096  # the kernel takes no larger ones
 RX_CHUNKS = 4096
@@ -112,12 +111,6 @@ class XskPort(BarePort):
         """Whether the driver works on our memory itself."""
         (flags,) = struct.unpack("=I", self.socket.sock.getsockopt(_SOL_XDP, _Option.OPTIONS, 4))
         return bool(flags & _OPTIONS_ZEROCOPY)
-
-    def recv_burst(self, rx: FrameRing, now: int) -> int:
-        return int(xskio.recv_burst(self.tables, rx))
-
-    def send_burst(self, tx: FrameRing, n: int, now: int) -> int:
-        return int(xskio.send_burst(self.tables, tx, n))
 
     def counters(self) -> dict[str, int]:
         raw = self.socket.sock.getsockopt(_SOL_XDP, _Option.STATISTICS, _STATISTICS.size)

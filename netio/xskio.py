@@ -31,7 +31,7 @@ from netio.header import (
 )
 from netio.libc import AUX_RX, EAGAIN, ENOBUFS, MSG_DONTWAIT, errno, recvmsg, sendto
 from netio.port import FRAME_ROOM, PortTables
-from softrnic.jit import addr_of, inline, kernel, ld32, ld64, ld_acq32, memcpy, st32, st64, st_rel32
+from softrnic.jit import addr_of, inline, ld32, ld64, ld_acq32, memcpy, st32, st64, st_rel32
 from softrnic.layout import FRAME_HEADROOM, FRAME_STRIDE, FrameRing
 
 # linux/if_xdp.h
@@ -358,15 +358,3 @@ def _unsent(ring: int) -> int:
     """Descriptors in the TX ring that the kernel has not taken."""
     consumed = int(ld_acq32(_word(ring, Ring.CONSUMER.value)))
     return (int(ld32(_word(ring, Ring.PRODUCER.value))) - consumed) & _U32
-
-
-@kernel
-def recv_burst(pt: PortTables, rx: FrameRing) -> int:
-    """xsk_recv for Python."""
-    return xsk_recv(pt, rx)
-
-
-@kernel
-def send_burst(pt: PortTables, tx: FrameRing, n: int) -> int:
-    """xsk_send for Python."""
-    return xsk_send(pt, tx, n)

@@ -17,7 +17,7 @@ from scapy.layers.l2 import Ether
 
 from ebpf.rules import Counter, Rule
 from ebpf.steering import Mode, Steering
-from netio import netns, xsk, xskio
+from netio import kernels, netns, xsk, xskio
 from netio.netns import Namespace
 from netio.port import Kind, Port, PortTables, Ready, make_tables
 from netio.xsk import XskPort, open_xsk
@@ -433,7 +433,7 @@ class FakeKernel:
 
     def receive(self) -> list[bytes]:
         rx = make_ring(4)
-        n = int(xskio.recv_burst(self.tables, rx))
+        n = int(kernels.recv_burst(self.tables, rx))
         return [frame for frame, _ in ring_frames(rx, n)]
 
     def counter(self, name: str) -> int:
@@ -504,7 +504,7 @@ def send_into(kernel: FakeKernel, *frames: Frame) -> int:
         off = int(tx.frames[i]["off"])
         tx.slab[off : off + len(frame)] = np.frombuffer(frame, np.uint8)
         tx.frames[i]["len"], tx.frames[i]["seg"] = len(frame), seg
-    return int(xskio.send_burst(kernel.tables, tx, len(frames)))
+    return int(kernels.send_burst(kernel.tables, tx, len(frames)))
 
 
 def complete(kernel: FakeKernel, *addresses: int) -> None:
