@@ -280,6 +280,7 @@ QP = _record(
         ("rtt_psn", "u4"),  # packet whose acknowledgement is being timed
         ("rtt_valid", "u1"),
         ("probes", "u1"),  # timer expiries since the last progress
+        ("probe", "u1"),  # Probe
         ("rtt_at", "i8"),  # ns, when it was sent
         ("srtt", "i8"),  # ns, smoothed round trip; 0: not known
         ("rttvar", "i8"),  # ns, its mean deviation
@@ -347,6 +348,14 @@ class ReqWait(IntEnum):
 
     NONE = 0
     RNR  = 1  # the RNR timer runs
+
+
+class Probe(IntEnum):
+    """QP["probe"]: one packet sent again to learn where the peer stands."""
+
+    NONE = 0
+    DUE  = 1
+    SENT = 2
 
 
 class RespMsg(IntEnum):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from softrnic.counters import C
 from softrnic.jit import frozen, i64, inline
-from softrnic.layout import MAX_SGE, MrKind, PageWait, ReqWait, WqeState
+from softrnic.layout import MAX_SGE, MrKind, PageWait, Probe, ReqWait, WqeState
 from softrnic.mem.copy import gather, gather_inline
 from softrnic.mem.mr import check_local, find_mr
 from softrnic.mem.space import MEM_FAULT, MEM_OK
@@ -16,7 +16,7 @@ from softrnic.qp.event import push_event
 from softrnic.qp.finish import complete_send, fail_send, flush_sq
 from softrnic.qp.packet import NO_ROOM, cancel, header_crc, put_plain, reserve, seal, seal_plain
 from softrnic.qp.psn import psn_add, psn_diff
-from softrnic.qp.retransmit import arm_ack_timer, rewind
+from softrnic.qp.retransmit import CWND_MAX, arm_ack_timer, rewind
 from softrnic.spec import (
     MAX_MESSAGE,
     Access,
@@ -275,8 +275,8 @@ def _may_send(qp, wqe):
 @inline
 def _note_sent(eng, qp, psn, npsn, ackreq):
     """Book-keeping of a packet that went out (or a READ request that stands for npsn of them)."""
-    if qp["req_psn"] == qp["una_psn"]:
-        qp["progress_at"] = eng["now"]
+    if qp["una_psn"] == qp["req_hi_psn"]:
+        qp["progress_at"] = eng["now"]  # nothing was outstanding: the local ACK timeout begins
     if psn_diff(psn, i64(qp["req_hi_psn"])) < 0:
         eng["counters"][C.RETRANSMITTED_PKTS] += 1
     elif ackreq and qp["rtt_valid"] == 0:
@@ -493,6 +493,32 @@ def _fail_current(eng, qp, qp_index, wqe, status):
 
 
 @inline
+def _send_probe(eng, tx, qp, qp_index):
+    """Send the oldest unacknowledged packet again, asking for an answer, and stay where we are. False: no room.
+
+    A READ or an atomic is asked for again as a whole, by going back.
+    """
+    wqe = _wqe_at(eng, qp, i64(qp["sq_head"]))
+    if qp["req_psn"] == qp["una_psn"]:
+        qp["probe"] = Probe.NONE  # it is the next to be sent in any case
+        return True
+    if wqe["state"] != WqeState.STARTED or _is_rd_atomic(i64(wqe["opcode"])):
+        rewind(eng, qp, qp_index)
+        return True
+    psn, cur, off, reads = i64(qp["req_psn"]), i64(qp["sq_cur"]), i64(qp["req_off"]), i64(qp["rd_out"])
+    qp["req_psn"] = qp["una_psn"]
+    qp["sq_cur"] = qp["sq_head"]
+    qp["req_off"] = psn_diff(i64(qp["una_psn"]), i64(wqe["first_psn"])) * i64(qp["pmtu"])
+    qp["unacked_req"] = CWND_MAX  # asks for an acknowledgement
+    status = _send_data(eng, tx, qp, qp_index, wqe, i64(qp["sq_head"]))
+    qp["req_psn"], qp["sq_cur"], qp["req_off"], qp["rd_out"] = psn, cur, off, reads
+    if status == NO_ROOM:
+        return False
+    qp["probe"] = Probe.SENT if status == MEM_OK else Probe.NONE
+    return True
+
+
+@inline
 def _is_sending(qp):
     return qp["state"] == QpState.RTS or qp["state"] == QpState.SQD
 
@@ -505,6 +531,8 @@ def send_requests(eng, tx, qp, qp_index, budget):
         return IDLE
     if not _is_sending(qp) or qp["req_wait"] == ReqWait.RNR or i64(qp["fault"]) & PageWait.REQUESTER.value:
         return IDLE
+    if qp["probe"] == Probe.DUE and not _send_probe(eng, tx, qp, qp_index):
+        return MORE
     outcome = MORE
     while budget > 0 and _is_sending(qp):
         index = i64(qp["sq_cur"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from softrnic.counters import C
 from softrnic.jit import frozen, i64, inline
-from softrnic.layout import ReqWait, TimerKind, WqeState
+from softrnic.layout import Probe, ReqWait, TimerKind, WqeState
 from softrnic.qp.finish import fail_send
 from softrnic.qp.psn import psn_diff
 from softrnic.qp.sched import schedule
@@ -82,8 +82,10 @@ def note_progress(eng, qp, qp_index, npsn):
     qp["retry_left"] = qp["retry_cnt"]
     qp["rnr_left"] = qp["rnr_retry"]
     qp["gap_valid"] = 0
-    if qp["probes"] and npsn > 1:
-        qp["cwnd"] = qp["ssthresh"]  # more arrived than was sent again: the peer was slow, nothing was lost
+    if qp["probe"] == Probe.SENT and npsn == 1 and qp["una_psn"] != qp["req_hi_psn"]:
+        _close_window(qp)  # only the probe was missing so far: what followed it is lost too
+        rewind(eng, qp, qp_index)
+    qp["probe"] = Probe.NONE
     qp["probes"] = 0
     qp["progress_at"] = eng["now"]
     _time_round_trip(eng, qp)
@@ -101,6 +103,8 @@ def rewind(eng, qp, qp_index):
     qp["req_off"] = 0
     qp["unacked_req"] = 0
     qp["rtt_valid"] = 0
+    if qp["probe"] == Probe.DUE:
+        qp["probe"] = Probe.NONE  # going back sends that packet anyway
     if head < i64(qp["sq_hi"]):
         wqe = eng["wqes"][i64(qp["sq_base"]) + (head & i64(qp["sq_mask"]))]
         if wqe["state"] == WqeState.STARTED:
@@ -119,9 +123,8 @@ def _halve_window(qp):
 
 @inline
 def _close_window(qp):
-    """Silence: one packet at a time until the peer is heard, then quickly back to where it was."""
-    if qp["probes"] == 0:
-        qp["ssthresh"] = max(CWND_MIN, i64(qp["cwnd"]))
+    """A whole window was lost: begin with one packet, double per round trip to where it was."""
+    qp["ssthresh"] = max(CWND_MIN, i64(qp["cwnd"]), i64(qp["ssthresh"]) >> 1)
     qp["cwnd"] = 1
     qp["cwnd_credit"] = 0
 
@@ -162,8 +165,9 @@ def rnr_retry(eng, qp, qp_index, timer_code):
 def expire(eng, qp, qp_index):
     """The QP's timer has run out.
 
-    Before the local ACK timeout is over this is only a probe: one packet is sent again to learn where the peer
-    stands, and no retry is spent. When it is over, one retry is (9.9.1.1, C9-141).
+    Before the local ACK timeout is over this is only a probe: the oldest packet is sent again to learn where the peer
+    stands, and no retry is spent; if the peer was merely slow nothing else happens. When it is over, one retry is
+    spent and the requester goes back (9.9.1.1, C9-141).
     """
     kind = i64(qp["timer"])
     stop_timer(qp)
@@ -181,8 +185,12 @@ def expire(eng, qp, qp_index):
             return
         qp["retry_left"] -= 1
         qp["progress_at"] = eng["now"]
-    _close_window(qp)
+        qp["probe"] = Probe.NONE
+        _close_window(qp)
+        rewind(eng, qp, qp_index)
+    else:
+        qp["probe"] = Probe.DUE
+        schedule(eng, qp, qp_index)
     qp["probes"] = min(200, i64(qp["probes"]) + 1)
     qp["gap_valid"] = 0
-    rewind(eng, qp, qp_index)
     arm_ack_timer(eng, qp, qp_index)
