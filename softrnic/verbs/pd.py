@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from softrnic.errors import VerbsError
 from softrnic.layout import MrKind
 from softrnic.spec import Access, QpType
 from softrnic.verbs.cq import Cq
-from softrnic.verbs.device import IDENTITY_SPACE, Device, IpAddress
+from softrnic.verbs.device import IDENTITY_SPACE, Device, Gid, IpAddress
 from softrnic.verbs.wr import Sge
 from softrnic.wire.frame import build_av
 
@@ -38,14 +38,31 @@ class AhAttr:
     sport: int | None = None
 
 
-def write_av(device: Device, index: int, attr: AhAttr, sport: int, pdn: int) -> None:
-    """Fill address vector record `index` from `attr`; EINVAL for what cannot be on a wire."""
-    gid = device.query_gid(attr.sgid_index)
-    dgid = ipaddress.ip_address(attr.dgid)
+def with_mac(device: Device, attr: AhAttr) -> AhAttr:
+    """`attr` with a `dmac`. Looking for it may take seconds, and frames: not for where the engine stands still."""
+    if attr.dmac is not None:
+        return attr
+    gid, dgid = _both_ends(device, attr)
+    if device.resolve_mac is None:
+        raise VerbsError(errno.EHOSTUNREACH, f"no MAC for {dgid}: give one, or attach the device to a port")
+    return replace(attr, dmac=device.resolve_mac(gid, dgid))
+
+
+def _both_ends(device: Device, attr: AhAttr) -> tuple[Gid, IpAddress]:
+    """The local address, and the IP address that the destination GID stands for; EINVAL if they cannot meet."""
+    gid, dgid = device.query_gid(attr.sgid_index), ipaddress.ip_address(attr.dgid)
     if dgid.version == 6 and dgid.ipv4_mapped is not None:
         dgid = dgid.ipv4_mapped
     if dgid.version != gid.ip.version:
         raise VerbsError(errno.EINVAL, f"{dgid} cannot be reached from {gid.ip}")
+    return gid, dgid
+
+
+def write_av(device: Device, index: int, attr: AhAttr, sport: int, pdn: int) -> None:
+    """Fill address vector record `index` from `attr`, which has its `dmac`; EINVAL for what cannot be on a wire."""
+    if attr.dmac is None or len(attr.dmac) != 6:
+        raise VerbsError(errno.EINVAL, f"a MAC has six bytes, not {attr.dmac!r}")
+    gid, dgid = _both_ends(device, attr)
     for name, value, top in (
         ("traffic class", attr.traffic_class, 0xFF),
         ("flow label", attr.flow_label, 0xFFFFF),
@@ -53,14 +70,9 @@ def write_av(device: Device, index: int, attr: AhAttr, sport: int, pdn: int) -> 
     ):
         if not 0 <= value <= top:
             raise VerbsError(errno.EINVAL, f"{name} {value} is not in 0 to {top:#x}")
-    dmac = attr.dmac
-    if dmac is None:
-        if device.resolve_mac is None:
-            raise VerbsError(errno.EHOSTUNREACH, f"no MAC for {dgid}: give one, or attach the device to a port")
-        dmac = device.resolve_mac(gid, dgid)
     record = device.record["avs"][index]
     build_av(
-        record, smac=gid.mac, dmac=dmac, sip=gid.ip.packed, dip=dgid.packed, vlan=gid.vlan,
+        record, smac=gid.mac, dmac=attr.dmac, sip=gid.ip.packed, dip=dgid.packed, vlan=gid.vlan,
         tclass=attr.traffic_class, flow_label=attr.flow_label, hop_limit=attr.hop_limit,
         sport=device.fixed_sport or attr.sport or sport,
     )  # fmt: skip
@@ -78,7 +90,7 @@ class Ah:
         self._slot = pd.device.pools.ahs.alloc()
         self.index = layout.MAX_QP + self._slot
         try:
-            write_av(pd.device, self.index, attr, 0xC000 | (self._slot & 0x3FFF), pd.pdn)
+            write_av(pd.device, self.index, with_mac(pd.device, attr), 0xC000 | (self._slot & 0x3FFF), pd.pdn)
         except BaseException:
             pd.device.pools.ahs.free(self._slot)
             raise

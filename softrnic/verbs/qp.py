@@ -18,7 +18,7 @@ from softrnic.qp.retransmit import CWND_MAX, CWND_START
 from softrnic.spec import DEFAULT_PKEY, GSI_QPN, PSN_MASK, Access, Mtu, QpState, QpType, SendFlags, WrOpcode
 from softrnic.verbs.cq import Cq
 from softrnic.verbs.device import gid_bytes
-from softrnic.verbs.pd import AhAttr, write_av
+from softrnic.verbs.pd import AhAttr, with_mac, write_av
 from softrnic.verbs.srq import Srq, put_rwqe
 from softrnic.verbs.wr import RecvWr, SendWr
 from softrnic.wire.frame import flow_sport
@@ -161,6 +161,8 @@ class Qp:
             raise VerbsError(errno.EINVAL, f"the QP is in {old.name}")
         check_modify(self.type, old, new, frozenset(attr))
         self._check_values(attr)
+        if "ah" in attr:
+            attr["ah"] = with_mac(self.device, attr["ah"])
         with self.device.quiesced():
             self._apply(attr)
             self._enter(old, new)
