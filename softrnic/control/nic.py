@@ -77,6 +77,11 @@ class Nic:
         with self.quiesced():
             return int(kernel(self.device.engine.tables, self._tables, self._rx, self._tx, self._ctl, *args))
 
+    def pin(self, cpu: int | None) -> None:
+        """Keep the pump on one processor."""
+        if cpu is not None and cpu in os.sched_getaffinity(0):
+            os.sched_setaffinity(self._thread.native_id or 0, {cpu})
+
     def _kick(self) -> None:
         """A doorbell was rung: wake the pump if it sleeps."""
         if self.device.record["asleep"]:

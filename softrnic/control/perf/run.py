@@ -62,6 +62,8 @@ class Options:
     timeout: int = 14
 
     def __post_init__(self) -> None:
+        if self.test != "done" and self.test not in KINDS:
+            raise ValueError(f"there is no test {self.test}")
         if self.size < 1 or self.size > 1 << 30:
             raise ValueError(f"size {self.size} is not in 1 to 2^30")
         if self.iters < 1 or self.tx_depth < 1 or self.cq_mod < 1:
