@@ -41,9 +41,7 @@ def established() -> tuple[Connection, Connection]:
 
     server.policy = policy
     path = Path(local_ack_timeout=18, traffic_class=0x20, hop_limit=64, flow_label=7)
-    request = req(
-        qpn=0x11, responder_resources=7, initiator_depth=8, retry_count=4, rnr_retry_count=3, primary=path
-    )
+    request = req(qpn=0x11, responder_resources=7, initiator_depth=8, retry_count=4, rnr_retry_count=3, primary=path)
     active = net.connect(client, server, request)
     net.run(until=lambda: bool(client.events))
     return active, passive_side(server)

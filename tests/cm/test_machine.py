@@ -71,9 +71,7 @@ def test_silence_alone_ends_every_conversation_but_an_established_one(state: Sta
     assert state in (State.CLOSED, State.ESTABLISHED, State.IDLE, State.LISTEN)
 
 
-@pytest.mark.parametrize(
-    "state", [s for s in State if s not in (State.IDLE, State.LISTEN)], ids=lambda s: s.name
-)
+@pytest.mark.parametrize("state", [s for s in State if s not in (State.IDLE, State.LISTEN)], ids=lambda s: s.name)
 def test_the_consumer_can_always_disconnect(state: State) -> None:
     edge = step(state, Input.DISCONNECT)
     assert edge is not None

@@ -472,9 +472,7 @@ def test_a_reply_to_nothing_is_rejected() -> None:
     """The active side has restarted: the passive side shall not wait for it."""
     net = Net()
     client, server = net.pair()
-    drop, answers = inject(
-        client, server, Rep(local_comm_id=5, remote_comm_id=6, local_qpn=7, starting_psn=8)
-    )
+    drop, answers = inject(client, server, Rep(local_comm_id=5, remote_comm_id=6, local_qpn=7, starting_psn=8))
     assert drop is Drop.UNKNOWN_ID
     (answer,) = answers
     assert isinstance(answer, Rej)

@@ -161,24 +161,16 @@ TABLES: dict[Attr, dict[str, tuple[int, int, int]]] = {
 def test_fields_lie_where_the_specification_says(attr: Attr) -> None:
     record = RECORDS[attr]
     assert record.bits == 8 * mad.DATA_BYTES
-    assert record.layout() == {
-        name: (8 * byte + bit, width) for name, (byte, bit, width) in TABLES[attr].items()
-    }
+    assert record.layout() == {name: (8 * byte + bit, width) for name, (byte, bit, width) in TABLES[attr].items()}
 
 
-@pytest.mark.parametrize(
-    ("record", "table", "base"), [(PATH, PATH_AT_52, 52), (LAP_PATH, LAP_PATH_AT_20, 20)]
-)
-def test_paths_lie_where_the_specification_says(
-    record: Record[Path], table: dict[str, Any], base: int
-) -> None:
+@pytest.mark.parametrize(("record", "table", "base"), [(PATH, PATH_AT_52, 52), (LAP_PATH, LAP_PATH_AT_20, 20)])
+def test_paths_lie_where_the_specification_says(record: Record[Path], table: dict[str, Any], base: int) -> None:
     expected = {name: (8 * (byte - base) + bit, width) for name, (byte, bit, width) in table.items()}
     assert record.layout() == expected
 
 
-@pytest.mark.parametrize(
-    "record", [*RECORDS.values(), PATH, LAP_PATH], ids=lambda record: record.cls.__name__
-)
+@pytest.mark.parametrize("record", [*RECORDS.values(), PATH, LAP_PATH], ids=lambda record: record.cls.__name__)
 def test_a_record_has_exactly_the_fields_of_its_class(record: Record[Any]) -> None:
     assert {field.name for field in record.fields} == set(record.cls.__struct_fields__)
 
@@ -330,9 +322,7 @@ def test_every_bit_pattern_parses_and_survives_but_for_reserved_bits(attr: Attr,
     message = decode(Mad(attr, 1, data))
     again = encode(message, 1)
     assert decode(again) == message
-    reserved = ~sum(
-        ((1 << width) - 1) << (1856 - at - width) for at, width in RECORDS[attr].layout().values()
-    )
+    reserved = ~sum(((1 << width) - 1) << (1856 - at - width) for at, width in RECORDS[attr].layout().values())
     changed = int.from_bytes(data, "big") ^ int.from_bytes(again.data, "big")
     inside_paths = ((1 << 349) - 1) << (1856 - 416 - 349) | ((1 << 349) - 1) << (1856 - 768 - 349)
     if attr is Attr.LAP:

@@ -39,7 +39,7 @@ _agents: weakref.WeakKeyDictionary[Device, Agent] = weakref.WeakKeyDictionary()
 
 
 class Agent:
-    """Owns QP1 of a device for as long as it runs. `of` starts one on first use; it ends with its event loop.
+    """Owns QP1 of a device for as long as it runs. `of` starts one where there is none; it ends with its event loop.
 
     Calls on `manager` are followed by `flush`, which sends what it has to send and hands out its events.
     """
@@ -55,13 +55,14 @@ class Agent:
         self._gsi = Gsi(device, self._deliver)
         self._timer: asyncio.TimerHandle | None = None
         self._task = self.loop.create_task(self._run())
+        _agents[device] = self
 
     @classmethod
     def of(cls, device: Device) -> Agent:
         """The agent of the device in the running loop."""
         agent = _agents.get(device)
         if agent is None or agent._task.done() or agent.loop is not asyncio.get_running_loop():
-            agent = _agents[device] = cls(device)
+            agent = cls(device)
         return agent
 
     async def _run(self) -> None:

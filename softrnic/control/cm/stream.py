@@ -134,12 +134,23 @@ class ConnectRequest:
     async def accept(
         self, *, private_data: bytes = b"", qp: QpInit = DEFAULT_QP, param: ConnParam = DEFAULT_PARAM
     ) -> Connection:
-        """Make a QP ready, say so, and wait for the peer. ConnectionLostError if it is gone."""
-        agent, req = self._agent, self.core.req
+        """Make a QP ready, say so, and wait for the peer. ConnectionLostError if it is gone.
+
+        What goes wrong here is told to the peer as a rejection.
+        """
+        try:
+            connection = await self._agree(private_data, qp, param)
+        except BaseException:
+            self.reject()
+            raise
+        return await connection.established()
+
+    async def _agree(self, private_data: bytes, qp: QpInit, param: ConnParam) -> Connection:
+        agent = self._agent
         dmac = (await path_to(agent.device, self.core.peer)).dmac
         if not self.is_pending:
             raise ConnectionLostError("the peer has given up")
-        resources = Resources(agent.device, qp, _QP_TYPES[Transport(req.transport)])
+        resources = Resources(agent.device, qp, _QP_TYPES[Transport(self.core.req.transport)])
         connection = Connection(agent, resources, dmac)
         connection.private_data = self.private_data
         connection.begin(self.core)
@@ -148,11 +159,10 @@ class ConnectRequest:
             connection.make_ready(self.core, rep)
             agent.manager.accept(self.core, rep, agent.now)
         except BaseException:
-            self.reject()
             resources.close()
             raise
         agent.flush()
-        return await connection.established()
+        return connection
 
     def _reply(self, qp: Qp, private_data: bytes, param: ConnParam) -> Rep:
         req, attr = self.core.req, self._agent.device.attr
