@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from softrnic.counters import C
 from softrnic.jit import frozen, i64, inline
-from softrnic.layout import Probe, ReqWait, TimerKind, WqeState
+from softrnic.layout import PageWait, Probe, ReqWait, TimerKind, WqeState
 from softrnic.qp.finish import fail_send
 from softrnic.qp.psn import psn_diff
 from softrnic.qp.sched import schedule
@@ -141,6 +141,7 @@ def sequence_retry(eng, qp, qp_index):
     qp["retry_left"] -= 1
     qp["gap_valid"] = 1
     qp["gap_psn"] = qp["una_psn"]
+    qp["progress_at"] = eng["now"]
     _halve_window(qp)
     rewind(eng, qp, qp_index)
     arm_ack_timer(eng, qp, qp_index)
@@ -173,9 +174,14 @@ def expire(eng, qp, qp_index):
     stop_timer(qp)
     if kind == TimerKind.RNR:
         qp["req_wait"] = ReqWait.NONE
+        qp["progress_at"] = eng["now"]
         schedule(eng, qp, qp_index)
         return
-    if qp["state"] != QpState.RTS and qp["state"] != QpState.SQD:
+    if (qp["state"] != QpState.RTS and qp["state"] != QpState.SQD) or qp["timeout"] == 0:
+        return
+    if i64(qp["fault"]) & PageWait.REQUESTER.value:  # it is us who are late
+        qp["progress_at"] = eng["now"]
+        arm_ack_timer(eng, qp, qp_index)
         return
     if i64(eng["now"]) - i64(qp["progress_at"]) >= 4096 << i64(qp["timeout"]):
         eng["counters"][C.LOCAL_ACK_TIMEOUT_ERR] += 1

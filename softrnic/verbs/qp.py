@@ -165,7 +165,7 @@ class Qp:
             attr["ah"] = with_mac(self.device, attr["ah"])
         with self.device.quiesced():
             self._apply(attr)
-            self._enter(old, new)
+            self._enter(old, new, bool(attr.get("en_sqd_async_notify")))
         self._attr.update(attr)
 
     def _check_values(self, attr: dict[str, Any]) -> None:
@@ -228,8 +228,8 @@ class Qp:
             self.device.slabs.rd_res.free(int(self.record["rd_base"]), self._rd_slots)
             self._rd_slots = 0
 
-    def _enter(self, old: QpState, new: QpState) -> None:
-        """What entering `new` does beyond its attributes."""
+    def _enter(self, old: QpState, new: QpState, notify: bool) -> None:
+        """What entering `new` does beyond its attributes; `notify`: SQD says when it has drained."""
         if new == QpState.RESET:
             admin.forget(self.device.engine.tables, self.index)
             self._reset_record()
@@ -239,7 +239,7 @@ class Qp:
                 admin.to_error(self.device.engine.tables, self.index)
         else:
             if old == QpState.RTS and new == QpState.SQD:
-                self.record["sqd_notified"] = 0
+                self.record["sqd_notified"] = not notify
             self.record["state"] = new
             self.device.ring_doorbell(self.index)
 

@@ -1,0 +1,553 @@
+"""Loss and how the requester comes back from it: timeouts, sequence errors, RNR, budgets (IBTA 9.7.5.2.8, 9.9.2)."""
+
+from __future__ import annotations
+
+import pytest
+
+from softrnic.counters import C
+from softrnic.verbs import WcStatus, WrOpcode
+from tests.script.harness import MS, TICK, US, Nak, Op, S, Script
+
+SEND, WRITE, READ = WrOpcode.SEND, WrOpcode.RDMA_WRITE, WrOpcode.RDMA_READ
+# Table 47: RNR NAK timer field to the time to wait, in hundredths of a millisecond.
+RNR_TABLE = [
+    65536, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096,
+    6144, 8192, 12288, 16384, 24576, 32768, 49152,
+]  # fmt: skip
+
+
+def timeout_ns(code: int) -> int:
+    """9.9.1.1: 4.096 us times a power of two."""
+    return int(4.096 * US) << code
+
+
+def sent_psns(s: Script) -> list[int]:
+    """PSNs of whatever is sent now."""
+    return [p.psn for p in s.flush_wire()]
+
+
+# --- local ACK timeout --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [1, 8, 14, 20, 31])
+def test_local_ack_timeout(code: int) -> None:
+    """9.9.1.1: nothing is sent again before the timeout, and everything soon after it."""
+    with Script(timeout=code) as s:
+        s.post(SEND, 300, wr_id=1)
+        assert sent_psns(s) == [100, 101]
+        s.advance(timeout_ns(code) - 1)
+        s.expect_nothing()
+        s.advance(1 + 2 * TICK)
+        again = sent_psns(s)
+        assert again
+        assert again[0] == 100
+        assert s.count(C.LOCAL_ACK_TIMEOUT_ERR) == 1
+        s.ack(101)
+        s.sent(1)
+
+
+def test_no_timeout() -> None:
+    """9.9.1.1: timeout 0 waits for ever."""
+    with Script(timeout=0) as s:
+        s.post(SEND, 1, wr_id=1)
+        s.flush_wire()
+        assert s.device.engine.next_deadline() is None
+        s.advance(3600 * S)
+        s.expect_nothing()
+        s.ack(100)
+        s.sent(1)
+
+
+def test_timer_stops_when_all_is_acknowledged() -> None:
+    """9.9.1.1: no request outstanding, no timer."""
+    with Script(timeout=8) as s:
+        s.post(SEND, 1, wr_id=1)
+        s.flush_wire()
+        s.ack(100)
+        s.sent(1)
+        s.advance(100 * timeout_ns(8))
+        s.expect_nothing()
+        assert s.device.engine.next_deadline() is None
+        assert s.count(C.LOCAL_ACK_TIMEOUT_ERR) == 0
+
+
+def test_an_acknowledgement_restarts_the_timer() -> None:
+    """9.9.1.1: the interval begins anew with every acknowledgement of something new."""
+    with Script(timeout=10, retry_cnt=0) as s:
+        for i in range(3):
+            s.post(SEND, 1, wr_id=i)
+        s.flush_wire()
+        for i in range(3):
+            s.advance(timeout_ns(10) * 9 // 10)
+            s.flush_wire()
+            s.ack(100 + i)
+            s.sent(i)
+        assert s.count(C.LOCAL_ACK_TIMEOUT_ERR) == 0
+
+
+@pytest.mark.parametrize("retry_cnt", [0, 1, 3, 7])
+def test_retry_limit_exceeded(retry_cnt: int) -> None:
+    """9.9.2.1.1: after retry_cnt retries in vain the request fails and the QP with it."""
+    with Script(timeout=8, retry_cnt=retry_cnt) as s:
+        s.post(SEND, 1, wr_id=1)
+        s.post(SEND, 1, wr_id=2)
+        assert sent_psns(s) == [100, 101]
+        for _ in range(retry_cnt):
+            s.advance(timeout_ns(8) + 2 * TICK)
+            assert sent_psns(s)[0] == 100
+            s.nothing_completed()
+        s.advance(timeout_ns(8) + 2 * TICK)
+        s.expect_nothing()
+        s.sent(1, WcStatus.RETRY_EXC_ERR)
+        s.sent(2, WcStatus.WR_FLUSH_ERR)
+        assert s.count(C.RETRY_EXCEEDED_ERR) == 1
+        assert s.device.engine.next_deadline() is None
+
+
+@pytest.mark.parametrize("opcode", [SEND, WRITE, READ, WrOpcode.ATOMIC_CMP_AND_SWP])
+def test_retry_limit_not_exceeded(opcode: WrOpcode) -> None:
+    """9.9.2.1.1: the last retry may still succeed, and leaves a whole budget for the next request."""
+    with Script(timeout=8, retry_cnt=3) as s:
+        for wr_id in range(2):
+            s.post(opcode, 8, wr_id=wr_id)
+            assert sent_psns(s) == [100 + wr_id]
+            for _ in range(3):
+                s.advance(timeout_ns(8) + 2 * TICK)
+                assert sent_psns(s) == [100 + wr_id]
+            answer = {READ: Op.READ_RESPONSE_ONLY, WrOpcode.ATOMIC_CMP_AND_SWP: Op.ATOMIC_ACKNOWLEDGE}.get(opcode)
+            if answer is None:
+                s.ack(100 + wr_id)
+            else:
+                s.inject(answer, 100 + wr_id, bytes(8) if opcode == READ else b"")
+            s.sent(wr_id)
+
+
+def test_budget_with_a_known_round_trip() -> None:
+    """9.9.1.1, 9.9.2.1.1: asking early, when the round trip is known, neither spends retries nor grants more time."""
+    with Script(timeout=14, retry_cnt=2) as s:
+        s.post(SEND, 1, wr_id=0)
+        s.flush_wire()
+        s.advance(10 * US)
+        s.ack(100)
+        s.sent(0)
+        s.post(SEND, 1, wr_id=1)
+        s.flush_wire()
+        began = s.now
+        while not (done := s.scq.poll()):
+            s.advance(2 * MS)
+            assert set(sent_psns(s)) <= {101}
+        assert done[0].status == WcStatus.RETRY_EXC_ERR
+        assert 3 * timeout_ns(14) <= s.now - began <= 3.1 * timeout_ns(14)
+        assert s.count(C.LOCAL_ACK_TIMEOUT_ERR) == 3
+
+
+def test_timeout_is_set_anew_in_sqd() -> None:
+    """11.2.5.2: with timeout 0 from now on, a timer that still runs costs no retry."""
+    from softrnic.verbs import QpState
+
+    with Script(timeout=8, retry_cnt=0) as s:
+        s.post(SEND, 1, wr_id=1)
+        s.flush_wire()
+        s.qp.modify(QpState.SQD)
+        s.qp.modify(QpState.SQD, timeout=0)
+        s.advance(10 * S)
+        s.nothing_completed()
+        s.ack(100)
+        s.sent(1)
+        s.expect_nothing()
+
+
+# --- sequence errors: the requester ---------------------------------------------------------------------------
+
+
+def test_sequence_error() -> None:
+    """9.9.2.1.2?: a NAK acknowledges what is before its PSN and sends the requester back to it."""
+    with Script() as s:
+        for i in range(4):
+            s.post(SEND, 300, wr_id=i)
+        assert sent_psns(s) == list(range(100, 108))
+        s.nak(103, Nak.PSN_SEQUENCE_ERROR)
+        s.sent(0)
+        s.expect(Op.SEND_LAST, psn=103, payload=s.memory(256, 44))
+        assert sent_psns(s) == [104, 105, 106, 107]
+        s.ack(107)
+        for i in (1, 2, 3):
+            s.sent(i)
+        assert s.count(C.RCVD_SEQ_ERR) == 1
+
+
+def test_sequence_error_across_the_wrap() -> None:
+    """9.7.2."""
+    with Script(psn=0xFFFFFE) as s:
+        s.post(SEND, 256 * 4, wr_id=1)
+        s.flush_wire()
+        s.nak(0, Nak.PSN_SEQUENCE_ERROR)
+        s.expect(Op.SEND_MIDDLE, psn=0, payload=s.memory(512, 256))
+        s.expect(Op.SEND_LAST, psn=1)
+        s.ack(1)
+        s.sent(1)
+
+
+def test_second_nak_for_the_same_gap() -> None:
+    """A NAK repeated for the same PSN while the packets are on their way again changes nothing."""
+    with Script() as s:
+        s.post(SEND, 300, wr_id=1)
+        s.flush_wire()
+        s.nak(100, Nak.PSN_SEQUENCE_ERROR)
+        assert sent_psns(s) == [100, 101]
+        s.nak(100, Nak.PSN_SEQUENCE_ERROR)
+        s.expect_nothing()
+        s.ack(101)
+        s.sent(1)
+
+
+def test_sequence_errors_spend_the_budget() -> None:
+    """9.9.2.1.2: every retry without progress counts, whatever its cause."""
+    with Script(timeout=8, retry_cnt=1) as s:
+        s.post(SEND, 1, wr_id=1)
+        s.flush_wire()
+        s.nak(100, Nak.PSN_SEQUENCE_ERROR)
+        assert sent_psns(s) == [100]
+        s.advance(timeout_ns(8) + 2 * TICK)
+        s.sent(1, WcStatus.RETRY_EXC_ERR)
+
+
+def test_no_retry_for_a_sequence_error() -> None:
+    """11.2.5.2: retry_cnt 0."""
+    with Script(retry_cnt=0) as s:
+        s.post(SEND, 1, wr_id=1)
+        s.flush_wire()
+        s.nak(100, Nak.PSN_SEQUENCE_ERROR)
+        s.sent(1, WcStatus.RETRY_EXC_ERR)
+
+
+def test_progress_makes_the_budget_whole() -> None:
+    """9.9.2.1: retries are counted per packet that does not get through."""
+    with Script(retry_cnt=1) as s:
+        s.post(SEND, 256 * 5, wr_id=1)
+        s.flush_wire()
+        for psn in range(100, 105):
+            s.nak(psn, Nak.PSN_SEQUENCE_ERROR)
+            assert sent_psns(s)[0] == psn
+        s.ack(104)
+        s.sent(1)
+
+
+def test_a_nak_restarts_the_timer() -> None:
+    """9.9.1.1: the peer is alive: what is sent again has a whole interval."""
+    with Script(timeout=10, retry_cnt=1) as s:
+        s.post(SEND, 1, wr_id=1)
+        s.flush_wire()
+        s.advance(timeout_ns(10) * 9 // 10)
+        s.nak(100, Nak.PSN_SEQUENCE_ERROR)
+        assert sent_psns(s) == [100]
+        s.advance(timeout_ns(10) * 9 // 10)
+        s.nothing_completed()
+        s.flush_wire()
+        s.ack(100)
+        s.sent(1)
+
+
+def test_nak_while_going_back() -> None:
+    """A NAK for something later, while older packets are on their way again, is progress."""
+    with Script() as s:
+        for i in range(4):
+            s.post(SEND, 1, wr_id=i)
+        s.flush_wire()
+        s.nak(100, Nak.PSN_SEQUENCE_ERROR)
+        s.nak(102, Nak.PSN_SEQUENCE_ERROR)
+        s.sent(0)
+        s.sent(1)
+        assert sent_psns(s) == [102, 103]
+        s.ack(103)
+        s.sent(2)
+        s.sent(3)
+
+
+def test_ack_while_going_back() -> None:
+    """9.7.6: what was acknowledged meanwhile is not sent again."""
+    with Script() as s:
+        for i in range(4):
+            s.post(SEND, 300, wr_id=i)
+        s.flush_wire()
+        s.nak(100, Nak.PSN_SEQUENCE_ERROR)
+        s.ack(104)
+        s.sent(0)
+        s.sent(1)
+        s.expect(Op.SEND_LAST, psn=105, payload=s.memory(256, 44))
+        assert sent_psns(s) == [106, 107]
+        s.ack(107)
+        s.sent(2)
+        s.sent(3)
+
+
+def test_everything_acknowledged_while_going_back() -> None:
+    """9.7.6: then there is nothing to send, and the next request continues the sequence."""
+    with Script() as s:
+        s.post(SEND, 300, wr_id=1)
+        s.flush_wire()
+        s.nak(100, Nak.PSN_SEQUENCE_ERROR)
+        s.ack(101)
+        s.sent(1)
+        s.expect_nothing()
+        s.post(SEND, 1, wr_id=2)
+        s.expect(Op.SEND_ONLY, psn=102)
+        s.ack(102)
+        s.sent(2)
+
+
+# --- sequence errors: the responder ---------------------------------------------------------------------------
+
+
+def test_gap_is_naked_once() -> None:
+    """9.7.5.2.8: one NAK for the expected PSN, then silence until that packet comes."""
+    with Script() as s:
+        s.inject(Op.WRITE_ONLY, 500, b"x")
+        for psn in (502, 503, 504):
+            s.inject(Op.WRITE_ONLY, psn, b"x", ackreq=1)
+        s.expect_nak(501, Nak.PSN_SEQUENCE_ERROR, msn=1)
+        s.inject(Op.WRITE_ONLY, 505, b"x", ackreq=1)
+        s.expect_nothing()
+        assert s.count(C.SEND_SEQ_ERR) == 1
+        assert s.count(C.OUT_OF_SEQ_REQUEST) == 4
+        assert s.count(C.DROP_NAK_SENT) == 3
+        s.inject(Op.WRITE_ONLY, 501, b"x", ackreq=1)
+        s.expect_ack(psn=501, msn=2)
+        s.inject(Op.WRITE_ONLY, 503, b"x")
+        s.expect_nak(502, Nak.PSN_SEQUENCE_ERROR)
+
+
+def test_gap_across_the_wrap() -> None:
+    """9.7.2, 9.7.4.1.2."""
+    with Script(peer_psn=0xFFFFFF) as s:
+        s.inject(Op.WRITE_ONLY, 0, b"x")
+        s.expect_nak(0xFFFFFF, Nak.PSN_SEQUENCE_ERROR)
+
+
+def test_gap_does_nothing() -> None:
+    """9.7.4.1.2: a request ahead of its turn is not executed, and takes no receive WQE."""
+    with Script() as s:
+        s.post_recv(10, wr_id=1)
+        before = s.memory()
+        s.inject(Op.SEND_ONLY, 501, b"xxx")
+        s.inject(Op.WRITE_ONLY, 502, b"xxx")
+        s.inject(Op.FETCH_ADD, 503, swap=1)
+        assert s.memory() == before
+        s.expect_nak(500, Nak.PSN_SEQUENCE_ERROR, msn=0)
+        s.inject(Op.SEND_ONLY, 500, b"abc", ackreq=1)
+        s.received(1, byte_len=3)
+        s.expect_ack(psn=500, msn=1)
+
+
+def test_gap_behind_an_unsent_ack() -> None:
+    """9.7.5.1.2: the NAK acknowledges what came before it, so that one answer does."""
+    with Script() as s:
+        s.inject(Op.WRITE_ONLY, 500, b"x", ackreq=1)
+        s.inject(Op.WRITE_ONLY, 502, b"x", ackreq=1)
+        s.expect_nak(501, Nak.PSN_SEQUENCE_ERROR, msn=1)
+
+
+def test_gap_behind_an_unanswered_read() -> None:
+    """9.7.5.1: the READ is answered first."""
+    with Script() as s:
+        s.inject(Op.READ_REQUEST, 500, dmalen=300)
+        s.inject(Op.WRITE_ONLY, 503, b"x")
+        s.expect(Op.READ_RESPONSE_FIRST, psn=500)
+        s.expect(Op.READ_RESPONSE_LAST, psn=501)
+        s.expect_nak(502, Nak.PSN_SEQUENCE_ERROR)
+
+
+def test_duplicate_after_a_nak() -> None:
+    """9.7.5.1.3: duplicates are answered while the responder waits for the packet it NAKed."""
+    with Script() as s:
+        s.inject(Op.WRITE_ONLY, 500, b"x")
+        s.inject(Op.WRITE_ONLY, 502, b"x")
+        s.expect_nak(501, Nak.PSN_SEQUENCE_ERROR)
+        s.inject(Op.WRITE_ONLY, 500, b"x", ackreq=1)
+        s.expect_ack(psn=500, msn=1)
+
+
+# --- RNR: the requester ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", range(32))
+def test_rnr_timer(code: int) -> None:
+    """9.7.5.2.8, table 47: nothing is sent before the time the responder asked for, and it is sent soon after."""
+    with Script() as s:
+        s.post(SEND, 1, wr_id=1)
+        s.flush_wire()
+        s.rnr_nak(100, code)
+        s.advance(RNR_TABLE[code] * 10 * US - 1)
+        s.expect_nothing()
+        s.advance(1 + 2 * TICK)
+        s.expect(Op.SEND_ONLY, psn=100)
+        s.ack(100)
+        s.sent(1)
+
+
+@pytest.mark.parametrize("opcode", [SEND, WRITE, READ, WrOpcode.ATOMIC_FETCH_AND_ADD, WrOpcode.RDMA_WRITE_WITH_IMM])
+def test_any_request_may_meet_rnr(opcode: WrOpcode) -> None:
+    """9.7.5.2.8: the requester waits whatever the request was."""
+    with Script(rnr_retry=1) as s:
+        s.post(opcode, 8, wr_id=1)
+        s.flush_wire()
+        s.rnr_nak(100)
+        s.expect_nothing()
+        s.advance(10 * US + 2 * TICK)
+        assert sent_psns(s) == [100]
+        s.rnr_nak(100)
+        s.sent(1, WcStatus.RNR_RETRY_EXC_ERR)
+
+
+def test_rnr_acknowledges_what_is_before() -> None:
+    """9.7.5.1.2; and all from its PSN on goes again."""
+    with Script() as s:
+        for i in range(3):
+            s.post(SEND, 1, wr_id=i)
+        s.flush_wire()
+        s.rnr_nak(101)
+        s.sent(0)
+        s.advance(10 * US + 2 * TICK)
+        assert sent_psns(s) == [101, 102]
+        s.ack(102)
+        s.sent(1)
+        s.sent(2)
+
+
+def test_requests_posted_while_waiting() -> None:
+    """9.7.5.2.8: the QP as a whole waits."""
+    with Script() as s:
+        s.post(SEND, 1, wr_id=1)
+        s.flush_wire()
+        s.rnr_nak(100, 14)
+        s.post(WRITE, 1, wr_id=2)
+        s.advance(1 * MS)
+        s.expect_nothing()
+        s.advance(1 * MS)
+        assert sent_psns(s) == [100, 101]
+        s.ack(101)
+        s.sent(1)
+        s.sent(2)
+
+
+@pytest.mark.parametrize("rnr_retry", [0, 1, 3, 6])
+def test_rnr_retry_limit_exceeded(rnr_retry: int) -> None:
+    """9.9.2.1.1: rnr_retry retries, then the request fails."""
+    with Script(rnr_retry=rnr_retry) as s:
+        s.post(SEND, 1, wr_id=1)
+        s.post(SEND, 1, wr_id=2)
+        s.flush_wire()
+        for _ in range(rnr_retry):
+            s.rnr_nak(100)
+            s.nothing_completed()
+            s.advance(10 * US + 2 * TICK)
+            assert sent_psns(s) == [100, 101]
+        s.rnr_nak(100)
+        s.sent(1, WcStatus.RNR_RETRY_EXC_ERR)
+        s.sent(2, WcStatus.WR_FLUSH_ERR)
+        assert s.count(C.RETRY_RNR_EXCEEDED_ERR) == 1
+
+
+def test_rnr_retry_limit_not_exceeded() -> None:
+    """9.9.2.1.1: success makes the budget whole."""
+    with Script(rnr_retry=2) as s:
+        for wr_id in range(3):
+            s.post(SEND, 1, wr_id=wr_id)
+            s.flush_wire()
+            for _ in range(2):
+                s.rnr_nak(100 + wr_id)
+                s.advance(10 * US + 2 * TICK)
+                s.flush_wire()
+            s.ack(100 + wr_id)
+            s.sent(wr_id)
+
+
+def test_rnr_retry_seven_is_for_ever() -> None:
+    """11.2.5.2: 7 means no limit."""
+    with Script(rnr_retry=7) as s:
+        s.post(SEND, 1, wr_id=1)
+        s.flush_wire()
+        for _ in range(100):
+            s.rnr_nak(100)
+            s.advance(10 * US + 2 * TICK)
+            s.expect(Op.SEND_ONLY, psn=100)
+        s.ack(100)
+        s.sent(1)
+
+
+def test_rnr_spends_no_retry() -> None:
+    """9.9.2.1.1: retry_cnt and rnr_retry are separate, and the wait is no ACK timeout."""
+    with Script(rnr_retry=7, retry_cnt=0, timeout=8) as s:
+        s.post(SEND, 1, wr_id=1)
+        s.flush_wire()
+        s.rnr_nak(100, 0)
+        s.advance(656 * MS)
+        s.expect(Op.SEND_ONLY, psn=100)
+        s.advance(MS // 4)
+        s.nothing_completed()
+        s.ack(100)
+        s.sent(1)
+        assert s.count(C.LOCAL_ACK_TIMEOUT_ERR) == 0
+
+
+def test_acknowledged_while_waiting() -> None:
+    """An acknowledgement of everything, late, ends the wait with nothing to send."""
+    with Script() as s:
+        s.post(SEND, 1, wr_id=1)
+        s.flush_wire()
+        s.rnr_nak(100, 14)
+        s.ack(100)
+        s.sent(1)
+        s.advance(2 * MS)
+        s.expect_nothing()
+
+
+# --- RNR: the responder ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [0, 1, 14, 31])
+def test_no_receive_posted(code: int) -> None:
+    """9.7.5.2.8: an RNR NAK with the QP's min_rnr_timer; later packets get silence; then the request is taken."""
+    with Script(min_rnr_timer=code) as s:
+        s.inject(Op.SEND_ONLY, 500, b"a", ackreq=1)
+        s.inject(Op.SEND_ONLY, 501, b"b", ackreq=1)
+        s.expect_rnr(500, code, msn=0)
+        s.expect_nothing()
+        s.post_recv(10, wr_id=1)
+        s.inject(Op.SEND_ONLY, 500, b"a", ackreq=1)
+        s.received(1, byte_len=1)
+        s.expect_ack(psn=500, msn=1)
+        s.inject(Op.SEND_ONLY, 501, b"b", ackreq=1)
+        s.expect_rnr(501, code, msn=1)
+        assert s.count(C.SEND_RNR_ERR) == 2
+
+
+def test_rnr_again_while_there_is_no_receive() -> None:
+    """9.7.5.2.8: every retry is answered."""
+    with Script() as s:
+        for _ in range(3):
+            s.inject(Op.SEND_ONLY, 500, b"a")
+            s.expect_rnr(500)
+
+
+def test_write_with_immediate_meets_rnr_at_its_end() -> None:
+    """9.7.5.2.8: the receive WQE is taken by the last packet; the data before it is already written."""
+    with Script() as s:
+        s.inject(Op.WRITE_FIRST, 500, b"w" * 256, dmalen=300)
+        s.inject(Op.WRITE_LAST_IMM, 501, b"v" * 44, imm=7)
+        s.expect_rnr(501, msn=0)
+        assert s.memory(0, 300) == b"w" * 256 + bytes([i % 251 for i in range(256, 300)])
+        s.post_recv(wr_id=1, sges=[])
+        s.inject(Op.WRITE_LAST_IMM, 501, b"v" * 44, imm=7, ackreq=1)
+        s.received(1, byte_len=300, imm=7)
+        assert s.memory(0, 300) == b"w" * 256 + b"v" * 44
+        s.expect_ack(psn=501, msn=1)
+
+
+def test_write_needs_no_receive() -> None:
+    """9.7.5.2.8: only what consumes a receive WQE can be refused for want of one."""
+    with Script() as s:
+        s.inject(Op.WRITE_ONLY, 500, b"w", ackreq=1)
+        s.expect_ack(psn=500, msn=1)
+        s.inject(Op.READ_REQUEST, 501, dmalen=1)
+        s.expect(Op.READ_RESPONSE_ONLY, psn=501)
