@@ -43,6 +43,7 @@ from ebpf.rules import (
 from softrnic.spec import QPN_MASK, ROCE_UDP_PORT
 
 ETH_P_IPV4, ETH_P_IPV6, ETH_P_8021Q = 0x0800, 0x86DD, 0x8100
+VLAN_VID_MASK = 0x0FFF
 IPPROTO_UDP = 17
 MAC_ADDRESSES = 12  # bytes of the two at the front of every frame
 
@@ -91,9 +92,9 @@ class XdpMd(IntEnum):
 class Skb(IntEnum):
     """Offsets in struct __sk_buff."""
 
-    LEN          = 0
-    VLAN_PRESENT = 20
-    GSO_SIZE     = 176
+    LEN      = 0
+    VLAN_TCI = 24
+    GSO_SIZE = 176
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ WHOLE_FRAME, NOTHING = 0xFFFFFFFF, 0
 
 
 def steering_program(hook: Hook, *, vlan: bool = False) -> Builder:
-    """The program of an interface: `hook` is XDP or TC; `vlan`: frames with a VLAN tag are ours too."""
+    """The program of an interface: `hook` is XDP or TC; `vlan`: frames of a VLAN are ours too."""
     b = Builder(f"softrnic_{hook.name}", hook.prog_type, hook.prog_flags)
     frame = Frame(b, hook)
     rule = steer(frame, vlan=vlan)
@@ -189,22 +190,24 @@ def steer(frame: Frame, *, vlan: bool) -> Memory:
 
 
 def parse_ethernet(frame: Frame, *, vlan: bool) -> tuple[Value, Value]:
-    """(ethertype, offset of the IP header). A tagged frame is another interface's, unless `vlan`.
+    """(ethertype, offset of the IP header). A frame of a VLAN is another interface's, unless `vlan`.
 
-    The kernel takes the tag out of the frame on its way to tc and sockets, and keeps it beside.
+    On the way to tc and sockets the kernel takes the tag out of the frame and keeps it beside. VLAN 0 is none:
+    such a tag has a priority only (IEEE 802.1Q 9.6), and the frame is treated as untagged.
     """
     b = frame.b
     ethernet = frame.header(0, 14)
-    ethertype, l3 = b.variable(ethernet.be16(12)), b.variable(14)
-    if not vlan:
-        if frame.hook is not XDP:
-            with b.when(b.context.u32(Skb.VLAN_PRESENT) != 0):
-                b.leave(frame.hook.not_roce)
-        return ethertype.get(), l3.get()
+    ethertype, l3, vid = b.variable(ethernet.be16(12)), b.variable(14), b.variable(0)
+    if frame.hook is not XDP:
+        vid.set(b.context.u32(Skb.VLAN_TCI) & VLAN_VID_MASK)
     with b.when(ethertype.get() == ETH_P_8021Q):
         tag = frame.header(14, 4)
+        vid.set(vid.get() | (tag.be16(0) & VLAN_VID_MASK))
         ethertype.set(tag.be16(2))
         l3.set(18)
+    if not vlan:
+        with b.when(vid.get() != 0):
+            b.leave(frame.hook.not_roce)
     return ethertype.get(), l3.get()
 
 

@@ -39,8 +39,8 @@ _XDP_MODE = {Mode.XDP: XdpMode.AUTO, Mode.XDP_NATIVE: XdpMode.NATIVE, Mode.XDP_G
 class Steering(RuleTable):
     """The steering program on an interface of the calling thread's network namespace, until `close()`.
 
-    `default` is the rule for any address, in force from the first moment. `vlan`: frames with a VLAN tag are
-    judged too; without it they are left alone, for they belong to VLAN devices on top of this one.
+    `default` is the rule for any address, in force from the first moment. `vlan`: frames of a VLAN are judged
+    too; without it they are left alone, for they belong to a VLAN interface on top of this one.
     """
 
     def __init__(

@@ -23,8 +23,8 @@ def judge(frame: bytes, rules: set[tuple[Destination | None, int | None]], *, vl
     if len(frame) < 14:
         return NOT_ROCE
     ethertype, packet = frame[12:14], frame[14:]
-    if vlan and ethertype == b"\x81\x00":
-        if len(packet) < 4:
+    if ethertype == b"\x81\x00":
+        if len(packet) < 4 or (not vlan and int.from_bytes(packet[:2], "big") % 4096):
             return NOT_ROCE
         ethertype, packet = packet[2:4], packet[4:]
     if ethertype == b"\x08\x00":

@@ -93,6 +93,8 @@ ROCE_FRAMES = {
     "ipv6 vlan": roce(DST6, vlan=5),
     "ipv4 options": roce(DST4, options=[IPOption_NOP()] * 40),
     "ipv4 first fragment": bytes(ether() / IP(dst=DST4, flags="MF") / UDP(dport=ROCE) / Raw(bytes(64))),
+    "ipv4 priority": roce(DST4, vlan=0),
+    "ipv6 priority": roce(DST6, vlan=0),
     "ecn and ttl": roce(DST4, tos=3, ttl=1),
     "jumbo": roce(DST4, payload=bytes(3000)),
 }
@@ -141,6 +143,7 @@ def test_tagged_frames_are_others_by_default(table: RuleTable, hook: str, addres
     with bench.program:
         assert bench.verdict(roce(address, vlan=5)) == bench.host
         assert bench.verdict(roce(address)) == bench.gone
+        assert bench.verdict(roce(address, vlan=0)) == bench.gone, "a priority tag is no VLAN"
 
 
 # --- truncation --------------------------------------------------------------------------------------------

@@ -80,13 +80,16 @@ def shielded(request: pytest.FixtureRequest, lab: Lab, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("address", [DST4, DST6])
-def test_without_a_shield_the_host_answers(lab: Lab, address: str) -> None:
-    assert host_answers(lab, vnet_header() + roce(address, payload=TOKEN * 2), address=address)
+@pytest.mark.parametrize("vlan", [None, 0])
+def test_without_a_shield_the_host_answers(lab: Lab, address: str, vlan: int | None) -> None:
+    assert host_answers(lab, vnet_header() + roce(address, payload=TOKEN * 2, vlan=vlan), address=address)
 
 
 @pytest.mark.parametrize("address", [DST4, DST6])
-def test_a_shielded_host_does_not_answer(lab: Lab, shielded: str, address: str) -> None:
-    assert not host_answers(lab, vnet_header() + roce(address, payload=TOKEN * 2), address=address)
+@pytest.mark.parametrize("vlan", [None, 0])
+def test_a_shielded_host_does_not_answer(lab: Lab, shielded: str, address: str, vlan: int | None) -> None:
+    """Frames with a priority tag go to the stack as well."""
+    assert not host_answers(lab, vnet_header() + roce(address, payload=TOKEN * 2, vlan=vlan), address=address)
 
 
 @pytest.mark.parametrize("address", [DST4, DST6])
