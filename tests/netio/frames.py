@@ -7,9 +7,12 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
+from netio.bare import BarePort
 from netio.middleware import frame_bytes, put_frame
 from netio.port import Port
 from softrnic.layout import FrameRing, make_ring
+
+PATIENCE_NS = 5 * 10**9  # before a test takes silence for loss
 
 MAC_A, MAC_B = "02:00:00:00:00:01", "02:00:00:00:00:02"
 
@@ -61,6 +64,25 @@ def drain(port: Port, *, now: int = 0) -> list[tuple[bytes, int]]:
     while n := port.recv_burst(rx, now):
         received += ring_frames(rx, n)
     return received
+
+
+def collect(port: BarePort, count: int) -> list[tuple[bytes, int]]:
+    """What waits once `count` frames have come: kernels may hand them on from another context, and so later."""
+    received: list[tuple[bytes, int]] = []
+    while len(received) < count and port.wait(PATIENCE_NS):
+        received += drain(port)
+    return received + drain(port)
+
+
+def deliver(
+    source: Port, sink: BarePort, frames: list[tuple[bytes, int]], *, count: int | None = None
+) -> list[tuple[bytes, int]]:
+    """exchange() over the kernel: waits for `count` frames, by default as many as are sent."""
+    tx = make_ring(max(1, len(frames)))
+    for i, (frame, seg) in enumerate(frames):
+        put_frame(tx, i, frame, seg=seg)
+    source.send_burst(tx, len(frames), 0)
+    return collect(sink, len(frames) if count is None else count)
 
 
 def ring_frames(ring: FrameRing, n: int) -> list[tuple[bytes, int]]:
