@@ -580,6 +580,7 @@ def send_requests(eng, tx, qp, qp_index, budget):
             _fail_current(eng, qp, qp_index, wqe, WcStatus.LOC_PROT_ERR)
     unanswered = qp["type"] == QpType.RC and qp["una_psn"] != qp["req_hi_psn"]
     if unanswered and qp["timer"] == 0 and _is_sending(qp):
+        qp["progress_at"] = eng["now"]  # nothing was outstanding, or the QP was not on the wire
         arm_ack_timer(eng, qp, qp_index)
     return outcome
 

@@ -174,7 +174,6 @@ def expire(eng, qp, qp_index):
     stop_timer(qp)
     if kind == TimerKind.RNR:
         qp["req_wait"] = ReqWait.NONE
-        qp["progress_at"] = eng["now"]
         schedule(eng, qp, qp_index)
         return
     if (qp["state"] != QpState.RTS and qp["state"] != QpState.SQD) or qp["timeout"] == 0:

@@ -51,6 +51,7 @@ _RANGES = {
     "retry_cnt": (0, 7),
     "rnr_retry": (0, 7),
 }
+_ON_THE_WIRE = (QpState.RTR, QpState.RTS, QpState.SQD)
 
 
 class Qp:
@@ -81,6 +82,7 @@ class Qp:
         self.index = device.pools.qps.alloc()
         self._rd_slots = 0
         self._attr: dict[str, Any] = {}
+        self._resume_to = QpState.RTS
         self.record = device.record["qps"][self.index]
         with device.quiesced():
             self._init_record(sq_sig_all)
@@ -160,6 +162,8 @@ class Qp:
         if attr.pop("cur_state", old) != old:
             raise VerbsError(errno.EINVAL, f"the QP is in {old.name}")
         check_modify(self.type, old, new, frozenset(attr))
+        if old == QpState.SUSPENDED and new in _ON_THE_WIRE and new != self._resume_to:
+            raise VerbsError(errno.EINVAL, f"the QP was suspended in {self._resume_to.name}, not in {new.name}")
         self._check_values(attr)
         if "ah" in attr:
             attr["ah"] = with_mac(self.device, attr["ah"])
@@ -240,6 +244,10 @@ class Qp:
         else:
             if old == QpState.RTS and new == QpState.SQD:
                 self.record["sqd_notified"] = not notify
+            elif new == QpState.SUSPENDED:
+                self._resume_to = old
+            elif old == QpState.SUSPENDED and int(self.record["timer"]) == TimerKind.ACK:
+                self.record["timer"] = TimerKind.NONE  # to run in full from the next transmit on
             self.record["state"] = new
             self.device.ring_doorbell(self.index)
 

@@ -161,7 +161,7 @@ def test_timeout_is_set_anew_in_sqd() -> None:
 
 
 def test_sequence_error() -> None:
-    """9.9.2.1.2?: a NAK acknowledges what is before its PSN and sends the requester back to it."""
+    """9.9.2.1.2: a NAK acknowledges what is before its PSN and sends the requester back to it."""
     with Script() as s:
         for i in range(4):
             s.post(SEND, 300, wr_id=i)
