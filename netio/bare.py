@@ -43,7 +43,8 @@ class BarePort:
 
     def wake(self) -> None:
         """End a wait() in another thread, or the next one in this."""
-        os.eventfd_write(int(self.tables.port[0]["wake_fd"]), 1)
+        if not self._closed:
+            os.eventfd_write(int(self.tables.port[0]["wake_fd"]), 1)
 
     def next_deadline(self) -> int | None:
         return None

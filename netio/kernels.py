@@ -82,7 +82,10 @@ def port_wait(pt: PortTables, timeout_ns: int) -> int:
     RX may be a false alarm, as where the peer's signal comes after its frame was taken.
     """
     port = pt.port[0]
-    if i64(port["kind"]) == Kind.MEMORY and not memory_arm(port):
+    kind = i64(port["kind"])
+    if kind == Kind.CLOSED:
+        return 0
+    if kind == Kind.MEMORY and not memory_arm(port):
         return Ready.RX.value
     aux = addr_of(pt.aux)
     poll = aux + AUX_POLL
@@ -98,7 +101,7 @@ def port_wait(pt: PortTables, timeout_ns: int) -> int:
     if int(ld16(poll + 14)):
         read(i64(port["wake_fd"]), aux + AUX_EVENT, 8)
         ready |= Ready.WAKE.value
-    if ready & Ready.RX.value and i64(port["kind"]) == Kind.MEMORY:
+    if ready & Ready.RX.value and kind == Kind.MEMORY:
         read(i64(port["fd"]), aux + AUX_EVENT, 8)
     return ready
 

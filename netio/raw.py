@@ -1,8 +1,7 @@
 """A port on any Ethernet device: an AF_PACKET socket with virtio-net headers, so super-frames cross whole.
-Needs root.
 
-Decides the socket's options. The frames are moved by netio/fdio.py. Opens in the calling thread's namespace:
-`with netns.entered(ns): port = raw.open_raw("eth0")`.
+Decides the socket's options; needs root. The frames are moved by netio/fdio.py. Opens in the calling thread's
+namespace: `with ns.entered(): port = raw.open_raw("eth0")`.
 """
 
 from __future__ import annotations
@@ -60,8 +59,10 @@ class RawPort(SocketPort):
 
 
 def open_raw(ifname: str, *, promisc: bool = False, vlan: bool = False, guard: bool = True) -> RawPort:
-    """A port on `ifname`. With `guard`, sockets that own UDP port 4791 spare the peer the host's ICMP
-    answers.
+    """A port on `ifname`.
+
+    `promisc`: frames to other stations too. `vlan`: frames with any VLAN tag, which is left in. `guard`: hold UDP port
+    4791, so that the host does not answer what is ours with ICMP.
     """
     mac, mtu = netdev.mac(ifname), netdev.mtu(ifname)
     with contextlib.ExitStack() as undo:

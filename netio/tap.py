@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import functools
-import hashlib
 import os
+import secrets
 import struct
 
 from netio import netdev
@@ -37,13 +37,14 @@ class TapPort(BarePort):
 
 
 def open_tap(ifname: str = "srtap%d", *, mac: bytes | None = None, mtu: int = 4200, offload: bool = True) -> TapPort:
-    """Make a tap, bring it up, and return its user side. `mac` is ours, not the device's: a hash of its
-    name by default.
+    """Make a tap, bring it up, and return its user side. `mac` is ours, not the device's; by default a random one.
 
-    Where the kernel knows no UDP segmentation on taps (before Linux 6.2), or without `offload`, packets
-    cross singly.
+    Where the kernel knows no UDP segmentation on taps (before Linux 6.2), or without `offload`, packets cross singly.
     """
-    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise IoError(error.errno or 0, "/dev/net/tun") from error
     try:
         request = struct.pack("16sH22x", ifname.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
         name = bytes(fcntl.ioctl(fd, _TUNSETIFF, request))[:16].rstrip(b"\0").decode()
@@ -51,7 +52,7 @@ def open_tap(ifname: str = "srtap%d", *, mac: bytes | None = None, mtu: int = 42
         attach(roce_filter(vlan=True, neighbours=True), functools.partial(fcntl.ioctl, fd, _TUNATTACHFILTER))
         netdev.set_mtu(name, mtu)
         netdev.set_up(name)
-        return TapPort(name, fd, mac=mac or local_mac(name), mtu=mtu, offload=offload)
+        return TapPort(name, fd, mac=mac or random_mac(), mtu=mtu, offload=offload)
     except OSError as error:
         os.close(fd)
         raise IoError(error.errno or 0, f"tap {ifname}") from error
@@ -68,6 +69,6 @@ def _enable_offload(fd: int) -> bool:
     return True
 
 
-def local_mac(name: str) -> bytes:
-    """A locally administered unicast address that depends on the name only."""
-    return b"\x02" + hashlib.blake2b(name.encode(), digest_size=5).digest()
+def random_mac() -> bytes:
+    """A locally administered unicast address that no other host has."""
+    return b"\x02" + secrets.token_bytes(5)
