@@ -1,0 +1,75 @@
+"""The command line: `softrnic COMMAND ...`.
+
+Decides which commands there are. Each is a module with `add_parser(subparsers)` and `run(args) -> exit status`, and is
+imported only when it is named, so that `softrnic --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NamedTuple, NoReturn
+
+
+class Command(NamedTuple):
+    """Where a command lives, and what it does in one line."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "demo": Command("softrnic.control.cli.demo", "move data between two hosts, verify every byte, lose packets"),
+    "perf": Command("softrnic.control.cli.perf", "measure bandwidth and latency, as perftest does"),
+}
+
+
+class _Version(argparse.Action):
+    """Print the version, which is looked up only when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"softrnic {version('softrnic')}")
+        parser.exit()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    args = _parser(chosen).parse_args(words)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return int(importlib.import_module(COMMANDS[args.command].module).run(args))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever reads has seen enough: what Python still wants to flush goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        print(f"softrnic {args.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The parser of the whole command line, with the options of the chosen command only."""
+    parser = argparse.ArgumentParser(prog="softrnic", description="A RoCEv2 RDMA NIC in user space.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    for name, command in COMMANDS.items():
+        if name == chosen:
+            importlib.import_module(command.module).add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=command.help)
+    return parser
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends the process the way an exception does, so that nothing stays behind."""
+    raise SystemExit(128 + signum)
