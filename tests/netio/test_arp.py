@@ -121,7 +121,11 @@ def test_answers_solicitations(we: Neighbours) -> None:
 
 def test_defends_its_address_against_who_would_take_it(we: Neighbours) -> None:
     """RFC 4862 5.4.3: duplicate address detection asks from the unspecified address."""
-    probe = Ether(src=THEIRS) / IPv6(src="::", dst="ff02::1:ff00:1", hlim=255) / ICMPv6ND_NS(tgt=OUR6)
+    probe = (
+        Ether(src=THEIRS, dst="33:33:ff:00:00:01")
+        / IPv6(src="::", dst="ff02::1:ff00:1", hlim=255)
+        / ICMPv6ND_NS(tgt=OUR6)
+    )
     (answer,) = hear(we, probe)
     assert (answer.dst, answer[IPv6].dst) == ("33:33:00:00:00:01", "ff02::1")
     assert answer[ICMPv6ND_NA].S == 0
@@ -254,16 +258,16 @@ def test_nobody_else_is_us(we: Neighbours) -> None:
 @pytest.mark.parametrize(
     "packet",
     [
-        Ether(type=0x0806) / b"short",
-        Ether() / ARP(hwtype=6, pdst=OUR4),
-        Ether() / ARP(ptype=0x86DD, pdst=OUR4),
-        Ether() / ARP(hwlen=8, pdst=OUR4),
-        Ether() / ARP(plen=16, pdst=OUR4),
-        Ether() / IPv6(src=PEER6, dst=OUR6, hlim=64) / ICMPv6ND_NS(tgt=OUR6),
-        Ether() / IPv6(src=PEER6, dst=OUR6, hlim=255) / ICMPv6ND_NS(tgt=OUR6, code=1),
-        Ether() / IPv6(src=PEER6, dst=OUR6, hlim=255) / ICMPv6ND_NS(tgt=OUR6, cksum=1),
-        Ether() / IPv6(src=PEER6, dst=OUR6, hlim=255, plen=60) / ICMPv6ND_NS(tgt=OUR6),
-        Ether() / IPv6(src=PEER6, dst=OUR6, hlim=255, plen=8) / ICMPv6ND_NS(tgt=OUR6),
+        Ether(src=THEIRS, dst=OURS, type=0x0806) / b"short",
+        Ether(src=THEIRS, dst=OURS) / ARP(hwtype=6, pdst=OUR4),
+        Ether(src=THEIRS, dst=OURS) / ARP(ptype=0x86DD, pdst=OUR4),
+        Ether(src=THEIRS, dst=OURS) / ARP(hwlen=8, pdst=OUR4),
+        Ether(src=THEIRS, dst=OURS) / ARP(plen=16, pdst=OUR4),
+        Ether(src=THEIRS, dst=OURS) / IPv6(src=PEER6, dst=OUR6, hlim=64) / ICMPv6ND_NS(tgt=OUR6),
+        Ether(src=THEIRS, dst=OURS) / IPv6(src=PEER6, dst=OUR6, hlim=255) / ICMPv6ND_NS(tgt=OUR6, code=1),
+        Ether(src=THEIRS, dst=OURS) / IPv6(src=PEER6, dst=OUR6, hlim=255) / ICMPv6ND_NS(tgt=OUR6, cksum=1),
+        Ether(src=THEIRS, dst=OURS) / IPv6(src=PEER6, dst=OUR6, hlim=255, plen=60) / ICMPv6ND_NS(tgt=OUR6),
+        Ether(src=THEIRS, dst=OURS) / IPv6(src=PEER6, dst=OUR6, hlim=255, plen=8) / ICMPv6ND_NS(tgt=OUR6),
     ],
 )
 def test_malformed_frames_are_counted(we: Neighbours, packet: Packet) -> None:
@@ -274,9 +278,9 @@ def test_malformed_frames_are_counted(we: Neighbours, packet: Packet) -> None:
 @pytest.mark.parametrize(
     "packet",
     [
-        Ether() / IPv6(src=PEER6, dst="ff02::2", hlim=255) / ICMPv6ND_RS(),
-        Ether() / Dot1Q(vlan=5) / ARP(pdst=OUR4),
-        Ether(type=0x88CC) / b"lldp",
+        Ether(src=THEIRS, dst=OURS) / IPv6(src=PEER6, dst="ff02::2", hlim=255) / ICMPv6ND_RS(),
+        Ether(src=THEIRS, dst=OURS) / Dot1Q(vlan=5) / ARP(pdst=OUR4),
+        Ether(src=THEIRS, dst=OURS, type=0x88CC) / b"lldp",
     ],
 )
 def test_what_is_not_for_us_is_ignored(we: Neighbours, packet: Packet) -> None:

@@ -19,8 +19,8 @@ ROCE = [
     roce(b"", sport=4791, flags=0),
 ]
 NEIGHBOURS = [
-    bytes(Ether() / ARP()),
-    bytes(Ether() / IPv6(src="fe80::1", dst="ff02::1") / ICMPv6ND_NS()),
+    bytes(Ether(dst="ff:ff:ff:ff:ff:ff") / ARP()),
+    bytes(Ether(dst="ff:ff:ff:ff:ff:ff") / IPv6(src="fe80::1", dst="ff02::1") / ICMPv6ND_NS()),
 ]
 OTHERS = [
     roce(b"x", dport=53),
