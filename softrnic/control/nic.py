@@ -17,10 +17,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from netio.port import Port, PortTables
 from softrnic.control.pump import CTL_PAUSE, CTL_STOP, make_ctl, run_pump
 from softrnic.errors import IoError
-from softrnic.layout import make_ring
+from softrnic.layout import FrameRing, make_ring
 from softrnic.spec import Mtu
 from softrnic.verbs import Device
 
@@ -72,10 +74,20 @@ class Nic:
 
         For compiled programs that poll; bare ports only.
         """
+        parts = self.parts()
+        with self.quiesced():
+            return int(kernel(*parts, self._ctl, *args))
+
+    @property
+    def control(self) -> np.ndarray:
+        """The pump's control words."""
+        return self._ctl
+
+    def parts(self) -> tuple[np.ndarray, PortTables, FrameRing, FrameRing]:
+        """What a kernel that pumps needs: engine, port and both rings. Use inside `quiesced` only."""
         if self._tables is None:
             raise IoError(errno.EOPNOTSUPP, f"port {self.port.name} has middleware: no compiled pump")
-        with self.quiesced():
-            return int(kernel(self.device.engine.tables, self._tables, self._rx, self._tx, self._ctl, *args))
+        return self.device.engine.tables, self._tables, self._rx, self._tx
 
     def pin(self, cpu: int | None) -> None:
         """Keep the pump on one processor."""

@@ -1,0 +1,59 @@
+"""The cases: one perf test on one wire, with the figure it is held against."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from json import loads
+from pathlib import Path
+
+SOFTRNIC = Path(sys.executable).parent / "softrnic"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row: how perf is called, what Linux rxe does (docs/performance.md: conditions), and our target."""
+
+    name: str
+    test: str
+    size: int
+    iters: int
+    unit: str  # Gb/s, M/s or us
+    rxe: str
+    target: float
+    mtu: int = 4096
+    depth: int = 128
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Latencies."""
+        return self.unit == "us"
+
+
+CASES = (
+    Case("WRITE 1 MiB", "write_bw", 1 << 20, 3000, "Gb/s", "15.3-15.8", 35, depth=16),
+    Case("WRITE 1 MiB, PMTU 1024", "write_bw", 1 << 20, 2000, "Gb/s", "3.8", 22, mtu=1024, depth=16),
+    Case("READ 1 MiB", "read_bw", 1 << 20, 3000, "Gb/s", "14.3-14.9", 32, depth=16),
+    Case("SEND 1 MiB", "send_bw", 1 << 20, 3000, "Gb/s", "15.4-15.9", 32, depth=16),
+    Case("WRITE 64 KiB", "write_bw", 1 << 16, 40000, "Gb/s", "14", 33),
+    Case("SEND 64 KiB", "send_bw", 1 << 16, 40000, "Gb/s", "8.2", 33),
+    Case("WRITE 4 KiB", "write_bw", 1 << 12, 300000, "Gb/s", "-", 15),
+    Case("WRITE 64 B", "write_bw", 64, 3000000, "M/s", "0.29", 1.5),
+    Case("SEND 64 B", "send_bw", 64, 3000000, "M/s", "0.17", 1.2),
+    Case("WRITE 64 B latency", "write_lat", 64, 50000, "us", "8-10", 4),
+    Case("READ 64 B latency", "read_lat", 64, 50000, "us", "14", 9),
+)
+
+
+def measure(case: Case, wire: str) -> float:
+    """One run of a case in a process of its own: its figure in the case's unit. Raises when data arrived damaged."""
+    command = [str(SOFTRNIC), "perf", case.test, "--wire", wire, "--json", "--report_gbits"]
+    command += ["-s", str(case.size), "-n", str(case.iters), "-m", str(case.mtu), "-t", str(case.depth)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
+    row = loads(done.stdout)["results"][0]
+    if case.unit == "us":
+        return float(row["t_typical"])
+    return float(row["MsgRate"] if case.unit == "M/s" else row["BW_average"])
