@@ -10,6 +10,7 @@ from softrnic.jit import frozen, i64, inline
 from softrnic.layout import AckState, RespMsg
 from softrnic.qp.cq import deliver
 from softrnic.qp.event import push_event
+from softrnic.qp.sched import schedule
 from softrnic.qp.timer import stop_timer
 from softrnic.spec import EventType, QpState, QpType, SendFlags, WcOpcode, WcStatus
 
@@ -53,12 +54,31 @@ def complete_recv(eng, qp, qp_index, status, opcode, byte_len, imm, src_qp, wc_f
 
 
 @inline
+def drop_answers(qp):
+    """READs and atomics not yet answered never will be."""
+    qp["rd_head"] = qp["rd_tail"]
+    qp["rd_done"] = qp["rd_tail"]
+
+
+@inline
+def _halt(qp):
+    """In the error state: no more packets but a NAK already owed and the answers before it."""
+    qp["state"] = QpState.ERR
+    stop_timer(qp)
+    qp["resp_op"] = RespMsg.NONE
+    qp["fault"] = 0
+    if qp["ack_state"] != AckState.NAK:
+        qp["ack_state"] = AckState.NONE
+        drop_answers(qp)
+
+
+@inline
 def _overrun(eng, qp, qp_index):
-    """A completion was lost: the QP cannot go on (11.6.3.2). Its flush would find the same CQ full."""
+    """A completion was lost: the QP cannot go on (11.6.3.2). What its other queue holds is flushed at its turn."""
     if qp["state"] != QpState.ERR:
-        qp["state"] = QpState.ERR
-        stop_timer(qp)
+        _halt(qp)
         push_event(eng, EventType.QP_FATAL, qp_index, 0)
+        schedule(eng, qp, qp_index)
 
 
 @inline
@@ -133,22 +153,9 @@ def _flush_held(eng, qp, qp_index):
 
 
 @inline
-def drop_answers(qp):
-    """READs and atomics not yet answered never will be."""
-    qp["rd_head"] = qp["rd_tail"]
-    qp["rd_done"] = qp["rd_tail"]
-
-
-@inline
 def enter_error(eng, qp, qp_index):
-    """To the error state: no more packets but a NAK already owed and the answers before it; all posted is flushed."""
-    qp["state"] = QpState.ERR
-    stop_timer(qp)
-    qp["resp_op"] = RespMsg.NONE
-    qp["fault"] = 0
-    if qp["ack_state"] != AckState.NAK:
-        qp["ack_state"] = AckState.NONE
-        drop_answers(qp)
+    """To the error state: everything posted is flushed."""
+    _halt(qp)
     flush_sq(eng, qp, qp_index)
     flush_rq(eng, qp, qp_index)
 
