@@ -61,18 +61,19 @@ def _start(name: str, port: Port, address: IpAddress, mac: bytes, vlan: int | No
 
 
 def open_raw(
-    ifname: str, *, name: str = "sr0", wrap: Wrap = _no_wrap, spin_ns: int = SPIN_NS, ns: netns.Namespace | None = None
-) -> Host:
+    ifname: str, *, name: str = "sr0", wrap: Wrap = _no_wrap, spin_ns: int = SPIN_NS,
+    ns: netns.Namespace | None = None, vlan: bool = False,
+) -> Host:  # fmt: skip
     """A host on a network device of namespace `ns` (default: the current one), with all addresses it has. Needs root.
 
-    Neighbours are found in the kernel's own table.
+    Neighbours are found in the kernel's own table. `vlan`: tagged frames are ours too, for GIDs with a VLAN.
     """
     ns = ns or netns.current()
     info = neigh.link_info(ns, ifname)
     if not info.addresses:
         raise IoError(0, f"{ifname} has no address: give it one first (ip addr add ...)")
     with ns.entered():
-        port = wrap(raw.open_raw(ifname, vlan=info.vlan_id is not None))
+        port = wrap(raw.open_raw(ifname, vlan=vlan))
     # IPv4 first: it is what people name when they name a host
     addresses = sorted((own.ip for own in info.addresses), key=lambda ip: (ip.version, ip.is_link_local))
     host = _start(name, port, addresses[0], info.mac, None, spin_ns)

@@ -29,6 +29,7 @@ from softrnic.verbs import Device
 RX_SLOTS = 8
 TX_SLOTS = 8
 SPIN_NS = 50_000
+FAR_FUTURE_NS = 1 << 62
 IPV6_UDP_BTH_BYTES = 40 + 8 + 12 + 28 + 4  # the longest headers of a packet with payload, less what never coincides
 
 
@@ -45,7 +46,9 @@ class Nic:
         self.device = device
         self.port = port
         self.spin_ns = spin_ns
-        self._lock = threading.Lock()
+        self._turn = threading.Condition(threading.Lock())  # held by whoever may touch the engine
+        self._asking = threading.Lock()
+        self._askers = 0
         self._ctl = make_ctl()
         self._rx, self._tx = make_ring(RX_SLOTS), make_ring(TX_SLOTS)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -60,14 +63,19 @@ class Nic:
 
     @contextlib.contextmanager
     def quiesced(self) -> Iterator[None]:
-        """The engine stands still inside. Not reentrant; do little in it."""
-        self._ctl[CTL_PAUSE] += 1
+        """The engine stands still inside. Not reentrant."""
+        with self._asking:
+            self._askers += 1
+            self._ctl[CTL_PAUSE] = self._askers
         self._wake()
-        try:
-            with self._lock:
+        with self._turn:
+            try:
                 yield
-        finally:
-            self._ctl[CTL_PAUSE] -= 1
+            finally:
+                with self._asking:
+                    self._askers -= 1
+                    self._ctl[CTL_PAUSE] = self._askers
+                self._turn.notify_all()
 
     def drive(self, kernel: Callable[..., int], *args: Any) -> int:
         """Run a kernel that pumps by itself - kernel(engs, pt, rx, tx, ctl, *args) - in this thread, not in the NIC's.
@@ -107,15 +115,21 @@ class Nic:
 
     def _run(self) -> None:
         while not self._ctl[CTL_STOP]:
-            if self._ctl[CTL_PAUSE]:
-                time.sleep(0)  # whoever wants the lock gets it first
-                continue
-            with self._lock:
+            with self._turn:
+                self._turn.wait_for(lambda: not self._ctl[CTL_PAUSE] or self._ctl[CTL_STOP])
                 if self._tables is not None:
-                    run_pump(self.device.engine.tables, self._tables, self._rx, self._tx, self._ctl, self.spin_ns)
+                    self._pump_bare(self._tables)
                 else:
                     self._pump_wrapped()
             self._after_burst()
+
+    def _pump_bare(self, tables: PortTables) -> None:
+        """The compiled loop, until somebody or something wants Python."""
+        until = self.port.next_deadline()
+        run_pump(
+            self.device.engine.tables, tables, self._rx, self._tx, self._ctl, self.spin_ns,
+            FAR_FUTURE_NS if until is None else until,
+        )  # fmt: skip
 
     def _after_burst(self) -> None:
         """What only Python can do: events, and the port's slow frames."""
@@ -155,6 +169,8 @@ class Nic:
             return
         self._ctl[CTL_STOP] = 1
         self._wake()
+        with self._turn:
+            self._turn.notify_all()
         self._thread.join()
         self.device.quiesced = contextlib.nullcontext
         self.device.kick = _no_kick

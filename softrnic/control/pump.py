@@ -51,20 +51,20 @@ def pump_once(eng, pt, rx, tx, now):
 
 
 @inline
-def _sleep(eng, pt, now):
-    """Until a frame, a doorbell or the next timer."""
+def _sleep(eng, pt, now, until):
+    """Until a frame, a doorbell, the next timer, or `until`."""
     eng["asleep"] = 1
     full_fence()  # whoever posts rings the doorbell, then looks whether we sleep
     if not has_work(eng):
-        timeout = min(MAX_SLEEP_NS, next_deadline(eng) - now)
+        timeout = min(MAX_SLEEP_NS, next_deadline(eng) - now, until - now)
         if timeout > 0:
             port_wait(pt, timeout)
     eng["asleep"] = 0
 
 
 @kernel
-def run_pump(engs, pt, rx, tx, ctl, spin_ns):
-    """Pump until CTL_PAUSE or CTL_STOP is set, or there is something for Python to do.
+def run_pump(engs, pt, rx, tx, ctl, spin_ns, until):
+    """Pump until CTL_PAUSE or CTL_STOP is set, or there is something for Python to do, at `until` (ns) at the latest.
 
     `spin_ns`: how long to look again and again before going to sleep.
     """
@@ -77,10 +77,10 @@ def run_pump(engs, pt, rx, tx, ctl, spin_ns):
             last = now
         if ld_acq64(words + 8 * CTL_PAUSE) != 0 or ld_acq64(words + 8 * CTL_STOP) != 0:
             return
-        if i64(eng["event_cons"]) != i64(eng["event_prod"]) or port_slow_waiting(pt):
+        if i64(eng["event_cons"]) != i64(eng["event_prod"]) or port_slow_waiting(pt) or now >= until:
             return
         if now - last > spin_ns:
-            _sleep(eng, pt, now)
+            _sleep(eng, pt, now, until)
             last = monotonic_ns(ctl)
         else:
             pause()

@@ -21,7 +21,7 @@ def warm_pump() -> None:
     ctl = make_ctl()
     ctl[CTL_STOP] = 1  # one round
     with ports[0], ports[1]:
-        run_pump(device.engine.tables, ports[0].tables, make_ring(1), make_ring(1), ctl, 0)
+        run_pump(device.engine.tables, ports[0].tables, make_ring(1), make_ring(1), ctl, 0, 0)
     _warm_control(device)
 
 
