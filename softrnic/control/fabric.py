@@ -13,11 +13,14 @@ import ipaddress
 import os
 from collections.abc import Iterator
 
-from netio import memory, netns
+from pyroute2.netlink.exceptions import NetlinkError
+
+from netio import memory, netns, raw, tap
 from netio.port import Port
 from softrnic.control import host as hosts
 from softrnic.control.host import Host, Wrap
 from softrnic.control.nic import SPIN_NS
+from softrnic.errors import IoError
 
 WIRES = ("memory", "veth", "tap", "udp")
 ADDRESSES = {4: ("10.9.0.1/24", "10.9.0.2/24"), 6: ("fd00:9::1/64", "fd00:9::2/64")}
@@ -28,15 +31,31 @@ LINK_MTU = 4200  # IPv6, UDP and all RoCEv2 headers around 4096 bytes
 def best_wire() -> tuple[str, str]:
     """The most real wire that can be made here, and why it is not a tap on a bridge (empty if it is)."""
     if os.geteuid() != 0:
-        return "memory", "not root: no namespaces"
-    try:
-        with netns.namespace():
-            pass
-    except OSError as error:
-        return "memory", f"no network namespaces: {error}"
-    if not os.access("/dev/net/tun", os.W_OK):
-        return "memory", "no /dev/net/tun"
-    return "tap", ""
+        return "memory", "not root, so no network namespaces"
+    why = ""
+    for wire, attempt in (("tap", _try_tap), ("veth", _try_veth)):
+        try:
+            attempt()
+        except (OSError, NetlinkError) as error:
+            why = why or str(error.args[-1])
+        else:
+            return wire, why
+    return "memory", why
+
+
+def _try_tap() -> None:
+    with netns.namespace() as ns:
+        with ns.entered():
+            port = tap.open_tap("tap0")
+        with port:
+            netns.bridge(ns, "br0", ["tap0"])
+
+
+def _try_veth() -> None:
+    with netns.namespace() as here, netns.namespace() as there:
+        netns.veth(here, "eth0", there, "eth0")
+        with here.entered():
+            raw.open_raw("eth0").close()
 
 
 @contextlib.contextmanager
@@ -48,7 +67,11 @@ def fabric(
     makers = {"memory": _memory, "veth": _veth, "tap": _tap, "udp": _udp}
     with contextlib.ExitStack() as stack:
         wraps = [w or _plain for w in wrap]
-        yield makers[wire](stack, wraps, ADDRESSES[ip], mtu, spin_ns)
+        try:
+            pair = makers[wire](stack, wraps, ADDRESSES[ip], mtu, spin_ns)
+        except NetlinkError as error:
+            raise IoError(error.code, f"{wire} wire") from error
+        yield pair
 
 
 def _plain(port: Port) -> Port:

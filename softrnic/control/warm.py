@@ -1,48 +1,97 @@
-"""Machine code before it is needed: the kernels of the data path, compiled or taken from the cache.
+"""Machine code before it is needed: the kernels of the data path, taken from the cache or compiled into it.
 
-A kernel compiles when it is first called, which for a NIC would be with the first packet. Here each is called once on
-a device that nobody uses. What is compiled lies in the cache of softrnic/jit.py and is compiled once per version.
+A kernel compiles when it is first called, which for a NIC would be with the first packet. `prepare` calls each once, on
+a device that nobody uses. What the cache of softrnic/jit.py lacks is compiled first, about a minute once per version,
+by child processes: two, because the halves of it know nothing of each other, and not here, because an exception that a
+signal raises inside the compiler (Ctrl-C) is lost in its callbacks.
 """
 
 from __future__ import annotations
 
-from netio import kernels, memory
-from netio.segment import split
-from softrnic.control.pump import CTL_STOP, make_ctl, run_pump
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from netio import kernels, memory, segment
+from softrnic import engine
+from softrnic.control import pump
+from softrnic.control.nic import FAR_FUTURE_NS
+from softrnic.jit import JIT, cache_dir
 from softrnic.layout import make_ring
 from softrnic.qp import admin
 from softrnic.verbs import Device
 
 
-def warm_pump() -> None:
-    """What a NIC on a bare port runs."""
+def prepare() -> None:
+    """Have everything compiled that a NIC runs, on a bare port or on one with middleware."""
+    if not compiled():
+        _compile_apart(receive, transmit)
+        _compile_apart(everything)
+    everything()
+
+
+def compiled() -> bool:
+    """Whether `prepare` will be quick."""
+    return not JIT or all(_is_cached(k) for k in (pump.run_pump, engine._receive, engine._transmit, segment.split))
+
+
+def _is_cached(kernel: Any) -> bool:
+    """Whether the cache has an index for this kernel."""
+    code = kernel.py_func.__code__
+    source = Path(code.co_filename)
+    return any(Path(cache_dir(source)).glob(f"*/{source.stem}.{code.co_name}-*.nbi"))
+
+
+def receive() -> None:
+    """One half of the engine."""
+    Device("warm").engine.receive(make_ring(1), 0, 0)
+
+
+def transmit() -> None:
+    """The other half."""
+    Device("warm").engine.transmit(make_ring(1), 0)
+
+
+def everything() -> None:
+    """The whole data path, and the control path's few kernels."""
     device = Device("warm")
-    ports = memory.pair()
-    ctl = make_ctl()
-    ctl[CTL_STOP] = 1  # one round
-    with ports[0], ports[1]:
-        run_pump(device.engine.tables, ports[0].tables, make_ring(1), make_ring(1), ctl, 0, 0)
-    _warm_control(device)
+    tables, rx, tx = device.engine.tables, make_ring(1), make_ring(1)
+    receive()
+    transmit()
+    device.engine.on_timer(0)
+    device.engine.next_deadline()
+    device.engine.has_work()
+    admin.doorbell(tables, 0)
+    admin.forget(tables, 0)
+    admin.to_error(tables, 0)
+    ctl = pump.make_ctl()
+    ctl[pump.CTL_STOP] = 1  # one round
+    near, far = memory.pair()
+    with near, far:
+        pump.run_pump(tables, near.tables, rx, tx, ctl, 0, FAR_FUTURE_NS)
+        kernels.recv_burst(near.tables, rx)
+        kernels.send_burst(near.tables, tx, 0)
+    segment.split(rx, 0, 0, tx, 0)
 
 
-def warm_engine() -> None:
-    """What a NIC on a port with middleware runs."""
-    device = Device("warm")
-    engine, rx, tx = device.engine, make_ring(1), make_ring(1)
-    engine.receive(rx, 0, 0)
-    engine.transmit(tx, 0)
-    engine.on_timer(0)
-    engine.next_deadline()
-    engine.has_work()
-    ports = memory.pair()
-    with ports[0], ports[1]:
-        kernels.recv_burst(ports[0].tables, rx)
-        kernels.send_burst(ports[0].tables, tx, 0)
-    split(rx, 0, 0, tx, 0)
-    _warm_control(device)
-
-
-def _warm_control(device: Device) -> None:
-    admin.doorbell(device.engine.tables, 0)
-    admin.forget(device.engine.tables, 0)
-    admin.to_error(device.engine.tables, 0)
+def _compile_apart(*parts: Any) -> None:
+    """Call each part in a process of its own. One that fails says nothing: this process will, when it tries itself."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    children = []
+    try:
+        for part in parts:
+            command = [sys.executable, "-c", f"from {__name__} import {part.__name__} as part; part()"]
+            # in a session of its own, so that Ctrl-C interrupts us and we end it
+            child = subprocess.Popen(  # noqa: S603
+                command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+            children.append(child)
+        for child in children:
+            child.wait()
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()

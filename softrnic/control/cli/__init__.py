@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
+from softrnic.errors import SoftRnicError
+
 
 class Command(NamedTuple):
     """Where a command lives, and what it does in one line."""
@@ -44,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     chosen = next((word for word in words if not word.startswith("-")), None)
     args = _parser(chosen).parse_args(words)
-    signal.signal(signal.SIGTERM, _terminate)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _terminate)
     try:
         return int(importlib.import_module(COMMANDS[args.command].module).run(args))
     except KeyboardInterrupt:
@@ -52,9 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads has seen enough: what Python still wants to flush goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except OSError as error:
-        print(f"softrnic {args.command}: {error}", file=sys.stderr)
+    except (OSError, SoftRnicError) as error:
+        print(f"softrnic {args.command}: {_sentence(error)}", file=sys.stderr)
         return 1
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong, without numbers that only programs want."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
@@ -71,5 +81,5 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM ends the process the way an exception does, so that nothing stays behind."""
+    """A signal ends the process the way an exception does, so that nothing stays behind."""
     raise SystemExit(128 + signum)

@@ -1,1 +1,1 @@
-"""The demonstration: two hosts, data of every kind between them on a good wire and on a bad one, every byte verified."""
+"""The demonstration: data of every kind between two hosts, on a good wire and a bad one, every byte verified."""

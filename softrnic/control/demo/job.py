@@ -68,7 +68,7 @@ class Side:
         self.recv_cq: Cq = host.device.create_cq(2 * WINDOW)
         self.qp: Qp = self.pd.create_qp(QpType.RC, self.send_cq, self.recv_cq, CAP)
         self.source = self._register(rng.integers(0, 256, nbytes, np.uint8))
-        self.sink = self._register(np.zeros(nbytes, np.uint8))
+        self.sink = self._register(np.full(nbytes, 0, np.uint8))  # full: no page is touched for the first time later
         self.words = self._register(rng.integers(0, 1 << 64, WORDS, np.uint64))
         self.originals = self._register(np.zeros(ATOMICS, np.uint64))
 

@@ -66,8 +66,7 @@ def run_demo(
     start = time.monotonic()
     report = Report(wire, why_not_tap, seed)
     with progress("loading the data path"):
-        warm.warm_engine()
-        warm.warm_pump()
+        warm.prepare()
     report.prepare_seconds = time.monotonic() - start
     report.runs.append(_run("clean", wire, nbytes, seed, progress))
 
