@@ -58,8 +58,6 @@ def transmit_burst(eng, tx, slots, now):
 @inline
 def _send_turn(eng, tx, qp, index):
     """One QP's turn: answers first, then requests. True when it wants another."""
-    if qp["state"] == QpState.SUSPENDED:
-        return False
     outcome = ALL_SENT
     if answers_owed(qp):
         outcome = send_answers(eng, tx, qp, index, QUANTUM)

@@ -336,6 +336,11 @@ QP = _record(
         ("comm_est", "u1"),
         ("last_wqe", "u1"),
         ("port", "u1"),
+        ("quiet", "u1"),  # the requester and its timers stand still: first phase of a suspension
+        ("hold", "u1"),  # Hold: what a suspended QP answers to requests
+        ("hold_timer", "u1"),  # RNR timer code of Hold.RNR
+        ("resume_to", "u1"),  # QpState a suspended QP returns to
+        ("rnr_left_ns", "i8"),  # RNR wait brought along from elsewhere, not yet in the wheel
         ("gid_index", "i4"),
         ("src_ip", "u1", (16,)),  # peer's and own address as GIDs, checked on every packet of RC and UC
         ("dst_ip", "u1", (16,)),
@@ -373,6 +378,13 @@ class AckState(IntEnum):
     NONE = 0
     ACK  = 1  # acknowledge everything before epsn
     NAK  = 2  # send ack_syndrome with ack_psn (also RNR NAK)
+
+
+class Hold(IntEnum):
+    """QP["hold"]."""
+
+    SILENCE = 0
+    RNR     = 1  # an RNR NAK to the expected request: the peer waits and spends no retry
 
 
 class TimerKind(IntEnum):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from softrnic.counters import C
 from softrnic.jit import frozen, i64, inline
-from softrnic.layout import AckState, PageWait, RdState
+from softrnic.layout import AckState, Hold, PageWait, RdState
 from softrnic.mem.copy import read_region
 from softrnic.mem.mr import check_remote
 from softrnic.mem.space import MEM_DENIED, MEM_FAULT, MEM_OK
@@ -16,7 +16,7 @@ from softrnic.qp.event import push_event
 from softrnic.qp.finish import drop_answers, enter_error
 from softrnic.qp.packet import NO_ROOM, cancel, header_crc, put_plain, seal, seal_plain
 from softrnic.qp.psn import psn_add, psn_diff
-from softrnic.spec import CREDITS_INVALID, Access, EventType, Nak, Op
+from softrnic.spec import CREDITS_INVALID, Access, EventType, Nak, Op, QpState
 from softrnic.wire.crc32 import crc32_update
 from softrnic.wire.headers import (
     AETH_LEN,
@@ -53,6 +53,12 @@ def credit_syndrome(qp):
 
 
 @inline
+def _is_silent(qp):
+    """Suspended without a word: only a READ response already begun is sent to its end."""
+    return qp["state"] == QpState.SUSPENDED and qp["hold"] == Hold.SILENCE
+
+
+@inline
 def send_answers(eng, tx, qp, qp_index, budget):
     """Send up to `budget` answers: ALL_SENT, MORE or WAIT."""
     if i64(qp["fault"]) & PageWait.RESPONDER.value:
@@ -61,6 +67,8 @@ def send_answers(eng, tx, qp, qp_index, budget):
         index = i64(qp["rd_head"])
         res = eng["rd_res"][i64(qp["rd_base"]) + (index & i64(qp["rd_mask"]))]
         if res["state"] == RdState.PENDING:
+            if _is_silent(qp) and res["cur_psn"] == res["start_psn"]:
+                return ALL_SENT
             if budget <= 0:
                 return MORE
             budget -= 1
@@ -82,6 +90,8 @@ def send_answers(eng, tx, qp, qp_index, budget):
                 continue
         qp["rd_head"] = index + 1
         qp["rd_done"] = max(i64(qp["rd_done"]), index + 1)
+    if _is_silent(qp):
+        return ALL_SENT
     if qp["ack_state"] != AckState.NONE and not _send_ack(eng, tx, qp, qp_index):
         return MORE
     return ALL_SENT

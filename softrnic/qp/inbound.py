@@ -9,10 +9,10 @@ from __future__ import annotations
 from softrnic.counters import C
 from softrnic.hash import hash_find
 from softrnic.jit import addr_of, i64, inline, ld64
-from softrnic.layout import FrameFlag
+from softrnic.layout import FrameFlag, Hold
 from softrnic.qp.completer import receive_response
 from softrnic.qp.pkt import Pkt
-from softrnic.qp.responder import receive_datagram, receive_request
+from softrnic.qp.responder import hold_request, receive_datagram, receive_request
 from softrnic.spec import QpState, QpType, Service
 from softrnic.wire.fields import get32
 from softrnic.wire.frame import LinkError, parse_link
@@ -157,6 +157,9 @@ def _deliver(eng, buf, qp, index, pkt):
     state = i64(qp["state"])
     if state == QpState.SUSPENDED:
         eng["counters"][C.DROP_SUSPENDED] += 1
+        is_request = service == _RC and pkt.flags & OpFlag.REQUEST != 0
+        if qp["hold"] == Hold.RNR and is_request and _from_peer(qp, buf, pkt):
+            hold_request(eng, qp, index, pkt)
         return
     if state < QpState.RTR or state == QpState.ERR:
         eng["counters"][C.DROP_STATE] += 1

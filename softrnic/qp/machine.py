@@ -5,7 +5,7 @@ Theory of operation. A transition is a row {(from, to): {transport: (required, o
 this file, and this file does not know what a modify does - it checks names, never values or records.
 
 To RESET and to ERR one may go from every state with no attribute at all. SUSPENDED is left and entered only from RTR,
-RTS and SQD: a suspended QP keeps all its state and its queues, but is not on the wire.
+RTS, SQD and SQE: a suspended QP keeps all its state and its queues, but is not on the wire.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ TRANSITIONS: dict[tuple[QpState, QpState], dict[QpType, Needs]] = {
     ),
     (SQE, RTS): {QpType.UC: _needs("", "access_flags cur_state"), QpType.UD: _needs("", _RTS_UD),
                  QpType.GSI: _needs("", _RTS_UD)},
-    **{(state, SUSPENDED): _ALWAYS for state in (RTR, RTS, SQD)},
-    **{(SUSPENDED, state): _ALWAYS for state in (RTR, RTS, SQD)},
+    **{(state, SUSPENDED): _ALWAYS for state in (RTR, RTS, SQD, SQE)},
+    **{(SUSPENDED, state): _ALWAYS for state in (RTR, RTS, SQD, SQE)},
     **{(state, RESET): _ALWAYS for state in QpState},
     **{(state, ERR): _ALWAYS for state in QpState},
 }  # fmt: skip

@@ -16,7 +16,7 @@ from softrnic.qp.event import push_event
 from softrnic.qp.finish import complete_send, fail_send, flush_sq
 from softrnic.qp.packet import NO_ROOM, cancel, header_crc, put_plain, reserve, seal, seal_plain
 from softrnic.qp.psn import psn_add, psn_diff
-from softrnic.qp.retransmit import CWND_MAX, arm_ack_timer, rewind
+from softrnic.qp.retransmit import CWND_MAX, arm_ack_timer, resume_rnr_wait, rewind
 from softrnic.spec import (
     MAX_MESSAGE,
     Access,
@@ -520,7 +520,7 @@ def _send_probe(eng, tx, qp, qp_index):
 
 @inline
 def _is_sending(qp):
-    return qp["state"] == QpState.RTS or qp["state"] == QpState.SQD
+    return (qp["state"] == QpState.RTS or qp["state"] == QpState.SQD) and qp["quiet"] == 0
 
 
 @inline
@@ -529,6 +529,8 @@ def send_requests(eng, tx, qp, qp_index, budget):
     if qp["state"] == QpState.ERR or qp["state"] == QpState.SQE:
         flush_sq(eng, qp, qp_index)
         return IDLE
+    if _is_sending(qp):
+        resume_rnr_wait(eng, qp, qp_index)
     if not _is_sending(qp) or qp["req_wait"] == ReqWait.RNR or i64(qp["fault"]) & PageWait.REQUESTER.value:
         return IDLE
     if qp["probe"] == Probe.DUE and not _send_probe(eng, tx, qp, qp_index):

@@ -416,6 +416,14 @@ def _owe_nak(eng, qp, qp_index, syndrome):
 
 
 @inline
+def hold_request(eng, qp, qp_index, pkt):
+    """A suspended QP asks the peer to wait: an RNR NAK to the expected PSN, after all answers owed before it."""
+    if pkt.psn == i64(qp["epsn"]):
+        eng["counters"][C.SEND_RNR_ERR] += 1
+        _owe_nak(eng, qp, qp_index, _SYNDROME_RNR | i64(qp["hold_timer"]))
+
+
+@inline
 def refuse(eng, qp, qp_index, step):
     """Answer a request that failed a check; what is fatal also takes our own QP to its error state (9.9.2.4)."""
     if step == NAK_SEQUENCE:

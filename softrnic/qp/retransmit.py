@@ -163,6 +163,14 @@ def rnr_retry(eng, qp, qp_index, timer_code):
 
 
 @inline
+def resume_rnr_wait(eng, qp, qp_index):
+    """The RNR wait of a QP brought here from elsewhere goes on from the first moment it may send."""
+    if qp["req_wait"] == ReqWait.RNR and qp["timer"] == TimerKind.NONE:
+        start_timer(eng, qp, qp_index, TimerKind.RNR, i64(eng["now"]) + i64(qp["rnr_left_ns"]))
+        qp["rnr_left_ns"] = 0
+
+
+@inline
 def expire(eng, qp, qp_index):
     """The QP's timer has run out.
 
@@ -176,7 +184,7 @@ def expire(eng, qp, qp_index):
         qp["req_wait"] = ReqWait.NONE
         schedule(eng, qp, qp_index)
         return
-    if (qp["state"] != QpState.RTS and qp["state"] != QpState.SQD) or qp["timeout"] == 0:
+    if (qp["state"] != QpState.RTS and qp["state"] != QpState.SQD) or qp["quiet"] or qp["timeout"] == 0:
         return
     if i64(qp["fault"]) & PageWait.REQUESTER.value:  # it is us who are late
         qp["progress_at"] = eng["now"]

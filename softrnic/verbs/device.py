@@ -23,7 +23,7 @@ from softrnic.mem.mr import key_of
 from softrnic.qp import admin
 from softrnic.qp.inbound import qpn_key
 from softrnic.slab import Pool, Slab
-from softrnic.spec import EventType
+from softrnic.spec import EventType, QpState
 from softrnic.verbs.cq import Cq
 
 if TYPE_CHECKING:
@@ -192,14 +192,19 @@ class Device:
 
     # --- addresses ---
 
-    def add_gid(self, ip: str | IpAddress, mac: bytes, vlan: int | None = None) -> int:
-        """Own an address: packets to it are taken, QPs may send from it. Returns its GID index."""
+    def add_gid(
+        self, ip: str | IpAddress, mac: bytes, vlan: int | None = None, *, index: int | None = None
+    ) -> int:
+        """Own an address: packets to it are taken, QPs may send from it. Returns its GID index, which may be pinned."""
         addr = ipaddress.ip_address(ip)
         if len(mac) != 6:
             raise VerbsError(errno.EINVAL, f"a MAC has six bytes, not {len(mac)}")
         if vlan is not None and not 0 < vlan < 4095:
             raise VerbsError(errno.EINVAL, f"VLAN id {vlan} is not in 1 to 4094")
-        index = next((i for i in range(layout.MAX_GID) if i not in self.gids), None)
+        if index is None:
+            index = next((i for i in range(layout.MAX_GID) if i not in self.gids), None)
+        elif not 0 <= index < layout.MAX_GID or index in self.gids:
+            raise VerbsError(errno.EINVAL, f"GID index {index} is taken, or not below {layout.MAX_GID}")
         if index is None:
             raise VerbsError(errno.ENOSPC, f"the GID table has {layout.MAX_GID} entries")
         with self.quiesced():
@@ -288,6 +293,40 @@ class Device:
     def drop_key(self, key: int) -> None:
         """The region or window is gone."""
         hash_remove(self.record["key_hash"], key_of(self.func, key))
+
+    # --- suspension ---
+
+    def suspend(self, policy: str = "silence", **how: int) -> None:
+        """Suspend every QP that is on the wire, in two phases: all requesters first, then all responders.
+
+        `settled` tells when the last answers owed have left. `policy` and `how` as for `Qp.suspend`.
+        """
+        self.suspend_egress()
+        for qp in self._on_the_wire():
+            qp.suspend(policy, **how)
+
+    def suspend_egress(self) -> None:
+        """The first phase alone, for several devices that talk to each other: do this on all of them first."""
+        for qp in self._on_the_wire():
+            qp.suspend_egress()
+
+    def resume(self) -> None:
+        """Put every suspended QP back on the wire."""
+        for qp in self.qps.values():
+            qp.resume()
+
+    def abort(self) -> None:
+        """Give a move up: every QP goes on here as if nothing had happened."""
+        self.resume()
+
+    @property
+    def settled(self) -> bool:
+        """Whether no QP is on the wire and none has anything left to say."""
+        return all(qp.settled for qp in self.qps.values())
+
+    def _on_the_wire(self) -> list[Qp]:
+        off = (QpState.RESET, QpState.INIT, QpState.ERR)
+        return [qp for qp in self.qps.values() if qp.state not in off]
 
     # --- events and counters ---
 

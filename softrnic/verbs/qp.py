@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from softrnic.errors import VerbsError
-from softrnic.layout import QP, MrKind, TimerKind
+from softrnic.layout import QP, Hold, MrKind, RdState, TimerKind
 from softrnic.qp import admin
 from softrnic.qp.machine import check_modify
 from softrnic.qp.retransmit import CWND_MAX, CWND_START
@@ -51,7 +51,9 @@ _RANGES = {
     "retry_cnt": (0, 7),
     "rnr_retry": (0, 7),
 }
-_ON_THE_WIRE = (QpState.RTR, QpState.RTS, QpState.SQD)
+_ON_THE_WIRE = (QpState.RTR, QpState.RTS, QpState.SQD, QpState.SQE)
+_HOLDS = {"silence": Hold.SILENCE, "rnr": Hold.RNR}
+HOLD_RNR_TIMER = 20  # 10.24 ms: how long a held peer is asked to wait at a time
 
 
 class Qp:
@@ -82,7 +84,6 @@ class Qp:
         self.index = device.pools.qps.alloc()
         self._rd_slots = 0
         self._attr: dict[str, Any] = {}
-        self._resume_to = QpState.RTS
         self.record = device.record["qps"][self.index]
         with device.quiesced():
             self._init_record(sq_sig_all)
@@ -136,6 +137,7 @@ class Qp:
             "rd_out", "resp_off", "resp_resid", "resp_wqe", "resp_op", "ack_state", "nak_sent", "fault", "req_wait",
             "credits_valid", "gap_valid", "rtt_valid", "srtt", "rttvar", "probes", "probe", "msn", "epsn", "req_psn",
             "una_psn", "unacked_req", "cwnd_credit", "sqd_notified", "comm_est", "last_wqe", "limit_ssn", "req_hi_psn",
+            "quiet", "hold", "rnr_left_ns",
         ):  # fmt: skip
             q[name] = 0
         q["ssn"] = 1
@@ -162,8 +164,8 @@ class Qp:
         if attr.pop("cur_state", old) != old:
             raise VerbsError(errno.EINVAL, f"the QP is in {old.name}")
         check_modify(self.type, old, new, frozenset(attr))
-        if old == QpState.SUSPENDED and new in _ON_THE_WIRE and new != self._resume_to:
-            raise VerbsError(errno.EINVAL, f"the QP was suspended in {self._resume_to.name}, not in {new.name}")
+        if old == QpState.SUSPENDED and new in _ON_THE_WIRE and new != self.resumes_to:
+            raise VerbsError(errno.EINVAL, f"the QP was suspended in {self.resumes_to.name}, not in {new.name}")
         self._check_values(attr)
         if "ah" in attr:
             attr["ah"] = with_mac(self.device, attr["ah"])
@@ -245,11 +247,82 @@ class Qp:
             if old == QpState.RTS and new == QpState.SQD:
                 self.record["sqd_notified"] = not notify
             elif new == QpState.SUSPENDED:
-                self._resume_to = old
-            elif old == QpState.SUSPENDED and int(self.record["timer"]) == TimerKind.ACK:
-                self.record["timer"] = TimerKind.NONE  # to run in full from the next transmit on
+                self.record["resume_to"] = old
+                self.record["hold"] = Hold.SILENCE
+            elif old == QpState.SUSPENDED:
+                self._restart_requester()
             self.record["state"] = new
             self.device.ring_doorbell(self.index)
+
+    def _restart_requester(self) -> None:
+        """Requests flow again. The local ACK timeout runs in full from the next transmit on: no time away counts."""
+        self.record["quiet"] = 0
+        if int(self.record["timer"]) == TimerKind.ACK:
+            self.record["timer"] = TimerKind.NONE
+
+    # --- suspension ---
+
+    @property
+    def resumes_to(self) -> QpState:
+        """The state itself, or of a suspended QP the one it returns to."""
+        state = self.state
+        return QpState(int(self.record["resume_to"])) if state == QpState.SUSPENDED else state
+
+    def suspend_egress(self) -> None:
+        """First phase of a suspension: no new requests, no timeouts; what arrives is still taken and answered."""
+        if self.state not in (*_ON_THE_WIRE, QpState.SUSPENDED):
+            raise VerbsError(errno.EINVAL, f"a QP in {self.state.name} is not on the wire")
+        with self.device.quiesced():
+            self.record["quiet"] = 1
+
+    def suspend(self, policy: str = "silence", *, rnr_timer: int = HOLD_RNR_TIMER) -> None:
+        """Take the QP off the wire with its state whole; again, to change the policy.
+
+        "silence": the peer hears nothing but the rest of a READ response already begun. "rnr": answers owed go out,
+        then every request at the expected PSN gets an RNR NAK with `rnr_timer`, which costs the peer no retry.
+        """
+        if policy not in _HOLDS:
+            raise VerbsError(errno.EINVAL, f"policy {policy!r} is not one of {', '.join(_HOLDS)}")
+        if not 0 <= rnr_timer <= 31:
+            raise VerbsError(errno.EINVAL, f"rnr_timer must be 0 to 31, not {rnr_timer}")
+        self.suspend_egress()
+        if self.state != QpState.SUSPENDED:
+            self.modify(QpState.SUSPENDED)
+        with self.device.quiesced():
+            self.record["hold"], self.record["hold_timer"] = _HOLDS[policy], rnr_timer
+        self.device.ring_doorbell(self.index)
+
+    def resume(self) -> None:
+        """Back on the wire, from either phase; nothing happens to a QP that is not suspended."""
+        if self.state == QpState.SUSPENDED:
+            self.modify(self.resumes_to)
+        elif self.record["quiet"]:
+            with self.device.quiesced():
+                self._restart_requester()
+            self.device.ring_doorbell(self.index)
+
+    def abort(self) -> None:
+        """Give a move up: the QP goes on here as if nothing had happened."""
+        self.resume()
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more leaves this QP by itself, so that its state may be saved."""
+        q = self.record
+        if self.state in _ON_THE_WIRE:
+            return False
+        if self.state != QpState.SUSPENDED:
+            return int(q["rd_head"]) == int(q["rd_tail"]) and not q["ack_state"]
+        pending = [r for r in self.resources(int(q["rd_head"])) if int(r["state"]) == RdState.PENDING]
+        if int(q["hold"]) == Hold.RNR:
+            return not pending and not q["ack_state"]
+        return not pending or int(pending[0]["cur_psn"]) == int(pending[0]["start_psn"])
+
+    def resources(self, first: int) -> list[np.void]:
+        """The records of READs and atomics from ring index `first` on."""
+        q, table = self.record, self.device.record["rd_res"]
+        base, mask = int(q["rd_base"]), int(q["rd_mask"])
+        return [table[base + (i & mask)] for i in range(first, int(q["rd_tail"]))]
 
     def query(self) -> dict[str, Any]:
         """ibv_query_qp: the state and every attribute set so far, with both PSNs as they are now."""
@@ -268,7 +341,7 @@ class Qp:
 
     def post_send(self, wr: SendWr | Sequence[SendWr]) -> None:
         """Post send work requests; ENOMEM when the queue is full, EINVAL for one that can never work."""
-        if self.state in (QpState.RESET, QpState.INIT, QpState.RTR):
+        if self.resumes_to in (QpState.RESET, QpState.INIT, QpState.RTR):
             raise VerbsError(errno.EINVAL, f"the QP is in {self.state.name}, sends need RTS")
         posted = 0
         try:
