@@ -4,8 +4,8 @@ Theory of operation. A transition is a row {(from, to): {transport: (required, o
 `ibv_modify_qp` names them, less the `qp_` prefix. Two rules: everything that decides whether a modify is legal lives in
 this file, and this file does not know what a modify does - it checks names, never values or records.
 
-To RESET and to ERR one may go from every state with no attribute at all. SUSPENDED is left and entered only from RTR,
-RTS, SQD and SQE: a suspended QP keeps all its state and its queues, but is not on the wire.
+To RESET one may go from every state, and to ERR from every state but RESET, with no attribute at all. SUSPENDED is left
+and entered only from RTR, RTS, SQD and SQE: a suspended QP keeps all its state and its queues, but is not on the wire.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ TRANSITIONS: dict[tuple[QpState, QpState], dict[QpType, Needs]] = {
     (INIT, RTR): _connected(
         _needs(
             "ah path_mtu dqpn rq_psn max_dest_rd_atomic min_rnr_timer",
-            "pkey_index access_flags alt_path path_mig_state",
+            "pkey_index access_flags alt_path",
         ),
-        _needs("ah path_mtu dqpn rq_psn", "pkey_index access_flags alt_path path_mig_state"),
+        _needs("ah path_mtu dqpn rq_psn", "pkey_index access_flags alt_path"),
         _needs("", "pkey_index qkey"),
     ),
     (RTR, RTS): _connected(
@@ -79,7 +79,7 @@ TRANSITIONS: dict[tuple[QpState, QpState], dict[QpType, Needs]] = {
     **{(state, SUSPENDED): _ALWAYS for state in (RTR, RTS, SQD, SQE)},
     **{(SUSPENDED, state): _ALWAYS for state in (RTR, RTS, SQD, SQE)},
     **{(state, RESET): _ALWAYS for state in QpState},
-    **{(state, ERR): _ALWAYS for state in QpState},
+    **{(state, ERR): _ALWAYS for state in QpState if state != RESET},
 }  # fmt: skip
 
 

@@ -39,10 +39,25 @@ class AhAttr:
 
 
 def with_mac(device: Device, attr: AhAttr) -> AhAttr:
-    """`attr` with a `dmac`. Looking for it may take seconds, and frames: not for where the engine stands still."""
-    if attr.dmac is not None:
-        return attr
+    """`attr` checked, with a `dmac`; EINVAL for what cannot be on a wire.
+
+    Looking for the MAC may take seconds, and frames: not for where the engine stands still.
+    """
+    if not isinstance(attr, AhAttr):
+        raise VerbsError(errno.EINVAL, f"ah must be an AhAttr, not {attr!r}")
     gid, dgid = _both_ends(device, attr)
+    for name, value, top in (
+        ("traffic class", attr.traffic_class, 0xFF),
+        ("flow label", attr.flow_label, 0xFFFFF),
+        ("hop limit", attr.hop_limit, 0xFF),
+        ("sport", attr.sport or 0, 0xFFFF),
+    ):
+        if not 0 <= value <= top:
+            raise VerbsError(errno.EINVAL, f"{name} {value} is not in 0 to {top:#x}")
+    if attr.dmac is not None:
+        if len(attr.dmac) != 6:
+            raise VerbsError(errno.EINVAL, f"a MAC has six bytes, not {attr.dmac!r}")
+        return attr
     if device.resolve_mac is None:
         raise VerbsError(errno.EHOSTUNREACH, f"no MAC for {dgid}: give one, or attach the device to a port")
     return replace(attr, dmac=device.resolve_mac(gid, dgid))
@@ -50,7 +65,11 @@ def with_mac(device: Device, attr: AhAttr) -> AhAttr:
 
 def _both_ends(device: Device, attr: AhAttr) -> tuple[Gid, IpAddress]:
     """The local address, and the IP address that the destination GID stands for; EINVAL if they cannot meet."""
-    gid, dgid = device.query_gid(attr.sgid_index), ipaddress.ip_address(attr.dgid)
+    gid = device.query_gid(attr.sgid_index)
+    try:
+        dgid = ipaddress.ip_address(attr.dgid)
+    except ValueError as error:
+        raise VerbsError(errno.EINVAL, str(error)) from None
     if dgid.version == 6 and dgid.ipv4_mapped is not None:
         dgid = dgid.ipv4_mapped
     if dgid.version != gid.ip.version:
@@ -59,20 +78,11 @@ def _both_ends(device: Device, attr: AhAttr) -> tuple[Gid, IpAddress]:
 
 
 def write_av(device: Device, index: int, attr: AhAttr, sport: int, pdn: int) -> None:
-    """Fill address vector record `index` from `attr`, which has its `dmac`; EINVAL for what cannot be on a wire."""
-    if attr.dmac is None or len(attr.dmac) != 6:
-        raise VerbsError(errno.EINVAL, f"a MAC has six bytes, not {attr.dmac!r}")
+    """Fill address vector record `index` from what `with_mac` returned."""
     gid, dgid = _both_ends(device, attr)
-    for name, value, top in (
-        ("traffic class", attr.traffic_class, 0xFF),
-        ("flow label", attr.flow_label, 0xFFFFF),
-        ("hop limit", attr.hop_limit, 0xFF),
-    ):
-        if not 0 <= value <= top:
-            raise VerbsError(errno.EINVAL, f"{name} {value} is not in 0 to {top:#x}")
     record = device.record["avs"][index]
     build_av(
-        record, smac=gid.mac, dmac=attr.dmac, sip=gid.ip.packed, dip=dgid.packed, vlan=gid.vlan,
+        record, smac=gid.mac, dmac=attr.dmac or b"", sip=gid.ip.packed, dip=dgid.packed, vlan=gid.vlan,
         tclass=attr.traffic_class, flow_label=attr.flow_label, hop_limit=attr.hop_limit,
         sport=device.fixed_sport or attr.sport or sport,
     )  # fmt: skip

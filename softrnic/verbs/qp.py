@@ -51,6 +51,7 @@ _RANGES = {
     "retry_cnt": (0, 7),
     "rnr_retry": (0, 7),
 }
+_ANY_ACCESS = sum(Access)
 _ON_THE_WIRE = (QpState.RTR, QpState.RTS, QpState.SQD, QpState.SQE)
 _HOLDS = {"silence": Hold.SILENCE, "rnr": Hold.RNR}
 HOLD_RNR_TIMER = 20  # 10.24 ms: how long a held peer is asked to wait at a time
@@ -160,12 +161,16 @@ class Qp:
         attribute is missing, too many or out of range, and leaves the QP as it was.
         """
         old = self.state
-        new = old if state is None else QpState(state)
-        if attr.pop("cur_state", old) != old:
-            raise VerbsError(errno.EINVAL, f"the QP is in {old.name}")
+        try:
+            new = old if state is None else QpState(state)
+        except ValueError as error:
+            raise VerbsError(errno.EINVAL, str(error)) from None
         check_modify(self.type, old, new, frozenset(attr))
+        if attr.pop("cur_state", old) != old:
+            raise VerbsError(errno.EINVAL, f"cur_state: the QP is in {old.name}")
         if old == QpState.SUSPENDED and new in _ON_THE_WIRE and new != self.resumes_to:
-            raise VerbsError(errno.EINVAL, f"the QP was suspended in {self.resumes_to.name}, not in {new.name}")
+            where = f"the QP was suspended in {self.resumes_to.name}"
+            raise VerbsError(errno.EINVAL, f"no transition from {old.name} to {new.name}: {where}")
         self._check_values(attr)
         if "ah" in attr:
             attr["ah"] = with_mac(self.device, attr["ah"])
@@ -175,14 +180,15 @@ class Qp:
         self._attr.update(attr)
 
     def _check_values(self, attr: dict[str, Any]) -> None:
-        for name, value in attr.items():
-            low, high = _RANGES.get(name, (0, 0))
-            if name in _RANGES and not (isinstance(value, int) and low <= value <= high):
-                raise VerbsError(errno.EINVAL, f"{name} must be {low} to {high:#x}, not {value!r}")
         top = self.device.attr.max_qp_rd_atom
-        for name in ("max_rd_atomic", "max_dest_rd_atomic"):
-            if not 0 <= attr.get(name, 0) <= top:
-                raise VerbsError(errno.EINVAL, f"{name} must be 0 to {top}, not {attr[name]}")
+        ranges = {**_RANGES, "max_rd_atomic": (0, top), "max_dest_rd_atomic": (0, top)}
+        for name, value in attr.items():
+            low, high = ranges.get(name, (0, 0))
+            if name in ranges and not (isinstance(value, int) and low <= value <= high):
+                raise VerbsError(errno.EINVAL, f"{name} must be {low} to {high:#x}, not {value!r}")
+        access = attr.get("access_flags", 0)
+        if not isinstance(access, int) or access & ~_ANY_ACCESS:
+            raise VerbsError(errno.EINVAL, f"access_flags {access!r} are not ibv_access_flags")
         if "path_mtu" in attr:
             try:
                 mtu = Mtu(attr["path_mtu"])
@@ -193,6 +199,8 @@ class Qp:
 
     def _apply(self, attr: dict[str, Any]) -> None:
         q = self.record
+        if "max_dest_rd_atomic" in attr:
+            self._set_resources(attr["max_dest_rd_atomic"])
         if "ah" in attr:
             self._set_path(attr["ah"], attr.get("dqpn", int(q["dqpn"])))
         for name in ("dqpn", "qkey", "min_rnr_timer", "timeout", "retry_cnt", "rnr_retry", "max_rd_atomic", "port"):
@@ -206,8 +214,6 @@ class Qp:
             q["epsn"] = attr["rq_psn"]
         if "sq_psn" in attr:
             q["req_psn"] = q["req_hi_psn"] = q["una_psn"] = attr["sq_psn"]
-        if "max_dest_rd_atomic" in attr:
-            self._set_resources(attr["max_dest_rd_atomic"])
         q["retry_left"], q["rnr_left"] = q["retry_cnt"], q["rnr_retry"]
 
     def _set_path(self, ah: AhAttr, dqpn: int) -> None:
@@ -219,13 +225,14 @@ class Qp:
         self.record["dst_ip"] = np.frombuffer(peer, np.uint8)
 
     def _set_resources(self, count: int) -> None:
-        """Room to remember `count` READs and atomics."""
+        """Room to remember `count` READs and atomics; ENOMEM leaves the QP as it was."""
+        slots = 1 << (count - 1).bit_length() if count else 0
+        base = self.device.slabs.rd_res.alloc(slots) if slots else 0
         self._free_resources()
         self.record["max_dest_rd_atomic"] = count
-        if count:
-            self._rd_slots = 1 << (count - 1).bit_length()
-            base = self.device.slabs.rd_res.alloc(self._rd_slots)
-            self.record["rd_base"], self.record["rd_mask"] = base, self._rd_slots - 1
+        if slots:
+            self._rd_slots = slots
+            self.record["rd_base"], self.record["rd_mask"] = base, slots - 1
             self.device.record["rd_res"][base : base + self._rd_slots]["state"] = 0
         self.record["rd_head"] = self.record["rd_done"] = self.record["rd_tail"] = 0
 
