@@ -149,14 +149,22 @@ def sequence_retry(eng, qp, qp_index):
 
 @inline
 def rnr_retry(eng, qp, qp_index, timer_code):
-    """An RNR NAK: wait as long as the responder asks, then send again (9.7.5.2.8); 7 retries mean for ever."""
+    """An RNR NAK: wait as long as the responder asks, then send again (9.7.5.2.8); 7 retries mean for ever.
+
+    It also shows that the peer is there: what was lost on the way to it is forgotten, or a peer that is not ready
+    for long would cost the connection one stray loss at a time.
+    """
     eng["counters"][C.RCVD_RNR_ERR] += 1
+    if qp["req_wait"] == ReqWait.RNR:
+        return  # said twice: nothing was sent since
     if i64(qp["rnr_left"]) == 0 and i64(qp["rnr_retry"]) != RNR_RETRY_INFINITE:
         eng["counters"][C.RETRY_RNR_EXCEEDED_ERR] += 1
         fail_send(eng, qp, qp_index, WcStatus.RNR_RETRY_EXC_ERR)
         return
     if i64(qp["rnr_retry"]) != RNR_RETRY_INFINITE:
         qp["rnr_left"] -= 1
+    qp["retry_left"] = qp["retry_cnt"]
+    qp["probes"] = 0
     rewind(eng, qp, qp_index)
     qp["req_wait"] = ReqWait.RNR
     start_timer(eng, qp, qp_index, TimerKind.RNR, i64(eng["now"]) + _RNR_NS[timer_code])
