@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from netio import arp, neigh, netns, raw, tap, udp
 from netio.arp import NeighbourPort, Neighbours
+from netio.neigh import LinkInfo
 from netio.port import Port
 from softrnic.control.nic import SPIN_NS, Nic
 from softrnic.errors import IoError
@@ -54,10 +55,23 @@ def _no_wrap(port: Port) -> Port:
     return port
 
 
-def _start(name: str, port: Port, address: IpAddress, mac: bytes, vlan: int | None, spin_ns: int) -> Host:
-    device = Device(name)
-    device.add_gid(address, mac, vlan)
-    return Host(device, Nic(device, port, spin_ns=spin_ns), address, mac)
+def make_device(name: str, addresses: Sequence[IpAddress], mac: bytes) -> Device:
+    """A device that owns these addresses, and as its GUID the EUI-64 of its MAC; not on any wire."""
+    guid = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+    device = Device(name, node_guid=int.from_bytes(guid, "big"))
+    for address in addresses:
+        device.add_gid(address, mac)
+    return device
+
+
+def own_addresses(info: LinkInfo) -> list[IpAddress]:
+    """The addresses of a network device as a GID table has them: IPv4 first, as it is what people name a host by."""
+    return sorted((own.ip for own in info.addresses), key=lambda ip: (ip.version, ip.is_link_local))
+
+
+def _start(name: str, port: Port, addresses: Sequence[IpAddress], mac: bytes, spin_ns: int) -> Host:
+    device = make_device(name, addresses, mac)
+    return Host(device, Nic(device, port, spin_ns=spin_ns), addresses[0], mac)
 
 
 def open_raw(
@@ -74,11 +88,7 @@ def open_raw(
         raise IoError(0, f"{ifname} has no address: give it one first (ip addr add ...)")
     with ns.entered():
         port = wrap(raw.open_raw(ifname, vlan=vlan))
-    # IPv4 first: it is what people name when they name a host
-    addresses = sorted((own.ip for own in info.addresses), key=lambda ip: (ip.version, ip.is_link_local))
-    host = _start(name, port, addresses[0], info.mac, None, spin_ns)
-    for address in addresses[1:]:
-        host.device.add_gid(address, info.mac)
+    host = _start(name, port, own_addresses(info), info.mac, spin_ns)
     host.device.resolve_mac = lambda gid, ip: neigh.resolve(ns, ifname, ip, timeout=RESOLVE_SECONDS)
     return host
 
@@ -91,7 +101,7 @@ def open_tap(
     bare = tap.open_tap(ifname, mtu=mtu)
     neighbours = Neighbours(bare.mac, [address], [gateway] if gateway else [])
     inner = NeighbourPort(bare, neighbours)
-    host = _start(name, wrap(inner), address.ip, bare.mac, None, spin_ns)
+    host = _start(name, wrap(inner), [address.ip], bare.mac, spin_ns)
     host.device.resolve_mac = lambda gid, ip: _ask(inner, host.nic, ip)
     inner.announce(time.monotonic_ns())
     return host
@@ -112,7 +122,7 @@ def _ask(port: NeighbourPort, nic: Nic, address: IpAddress) -> bytes:
 def open_udp(address: str, *, name: str = "sr0", wrap: Wrap = _no_wrap, spin_ns: int = SPIN_NS) -> Host:
     """A host that is a UDP socket on port 4791 of a local address. Needs no privileges."""
     port = udp.open_udp(address)
-    host = _start(name, wrap(port), ipaddress.ip_address(address), port.mac, None, spin_ns)
+    host = _start(name, wrap(port), [ipaddress.ip_address(address)], port.mac, spin_ns)
     host.device.resolve_mac = lambda gid, ip: udp.mac_of(ip.packed)
     return host
 
@@ -122,7 +132,7 @@ def on_port(
     spin_ns: int = SPIN_NS,
 ) -> Host:  # fmt: skip
     """A host on any port, its neighbours given."""
-    host = _start(name, wrap(port), ipaddress.ip_address(address), port.mac, None, spin_ns)
+    host = _start(name, wrap(port), [ipaddress.ip_address(address)], port.mac, spin_ns)
 
     def resolve(gid: Gid, ip: IpAddress) -> bytes:
         with contextlib.suppress(KeyError):

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from enum import IntFlag
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -35,6 +36,20 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IDENTITY_SPACE = 0  # the address space of this process
 
 
+class DeviceCap(IntFlag):
+    """ibv_device_cap_flags, as far as a device here has them."""
+
+    CURR_QP_STATE_MOD = 1 << 7
+    SYS_IMAGE_GUID = 1 << 11
+    RC_RNR_NAK_GEN = 1 << 12
+    MEM_WINDOW = 1 << 17
+    MEM_MGT_EXTENSIONS = 1 << 21
+    MEM_WINDOW_TYPE_2B = 1 << 24
+
+
+ATOMIC_HCA = 1  # ibv_atomic_cap: atomic among the QPs of the device
+
+
 @dataclass(frozen=True)
 class DeviceAttr:
     """ibv_device_attr, as far as it is not zero."""
@@ -47,6 +62,14 @@ class DeviceAttr:
     page_size_cap: int = 0xFFFFF000
     max_qp: int = layout.MAX_QP - 64
     max_qp_wr: int = 1 << 15
+    device_cap_flags: DeviceCap = (
+        DeviceCap.CURR_QP_STATE_MOD
+        | DeviceCap.SYS_IMAGE_GUID
+        | DeviceCap.RC_RNR_NAK_GEN
+        | DeviceCap.MEM_WINDOW
+        | DeviceCap.MEM_MGT_EXTENSIONS
+        | DeviceCap.MEM_WINDOW_TYPE_2B
+    )
     max_sge: int = layout.MAX_SGE
     max_sge_rd: int = layout.MAX_SGE
     max_cq: int = layout.MAX_CQ
@@ -55,7 +78,9 @@ class DeviceAttr:
     max_mw: int = layout.MAX_MR - 1
     max_pd: int = 1 << 15
     max_qp_rd_atom: int = layout.MAX_RD_ATOMIC
+    max_res_rd_atom: int = layout.RD_ENTRIES
     max_qp_init_rd_atom: int = layout.MAX_RD_ATOMIC
+    atomic_cap: int = ATOMIC_HCA
     max_srq: int = layout.MAX_SRQ
     max_srq_wr: int = 1 << 15
     max_srq_sge: int = layout.MAX_SGE

@@ -27,6 +27,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command("softrnic.control.cli.demo", "move data between two hosts, verify every byte, lose packets"),
+    "devinfo": Command("softrnic.control.cli.devinfo", "show devices and their ports, as ibv_devinfo does"),
+    "pcap": Command("softrnic.control.cli.pcap", "dissect the RoCEv2 packets of a capture"),
     "perf": Command("softrnic.control.cli.perf", "measure bandwidth and latency, as perftest does"),
 }
 

@@ -109,6 +109,7 @@ def as_json(report: Report, pcap: Path | None) -> dict[str, Any]:
                 "bytes": step.nbytes,
                 "seconds": round(step.seconds, 6),
                 "gbps": round(step.gbps, 3),
+                "messages_per_second": round(step.message_rate),
                 "wrong_bytes": step.wrong_bytes,
                 "error": step.error,
             }
@@ -162,11 +163,11 @@ def _steps_table(runs: list[Run]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("wire", "step"):
         table.add_column(column)
-    for column in ("messages", "bytes", "seconds", "Gb/s", "wrong bytes"):
+    for column in ("messages", "bytes", "messages/s", "Gb/s", "wrong bytes"):
         table.add_column(column, justify="right")
     for run in runs:
         for i, step in enumerate(run.steps):
-            row = [f"{step.messages:,}", f"{step.nbytes:,}", f"{step.seconds:.3f}", f"{step.gbps:.3f}"]
+            row = [f"{step.messages:,}", f"{step.nbytes:,}", f"{step.message_rate:,.0f}", f"{step.gbps:.3f}"]
             wrong = f"[red]{step.error}[/]" if step.error else f"{step.wrong_bytes:,}"
             table.add_row("" if i else run.name, step.name, *row, wrong, end_section=step is run.steps[-1])
     return table

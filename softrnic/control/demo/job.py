@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softrnic.control.connect import CAP, PEER_ACCESS, connect
 from softrnic.control.demo.flow import WINDOW, Flow, run
 from softrnic.control.host import Host
+from softrnic.control.pair import CAP, PEER_ACCESS, connect_pair
 from softrnic.errors import SoftRnicError
+from softrnic.spec import PSN_MASK
 from softrnic.verbs import Cq, Mr, Pd, Qp, QpType, RecvWr, SendWr, Sge, Wc, WcFlags, WrOpcode
 
 EDGES = (0, 1, 3, 1023, 1024, 1025, 4095, 4096, 4097, 65535)  # bytes of the first messages
@@ -45,6 +46,11 @@ class Step:
     def gbps(self) -> float:
         """Gigabits of payload per second."""
         return self.nbytes * 8e-9 / self.seconds if self.seconds else 0.0
+
+    @property
+    def message_rate(self) -> float:
+        """Messages per second."""
+        return self.messages / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,8 @@ class Job:
         self._a, self._b = (Side(host, self._rng, nbytes) for host in hosts)
         self._spans = list(_spans(self._rng, nbytes))
         self._nbytes = nbytes
-        connect(self._a.qp, self._b.qp, timeout=TIMEOUT)
+        first_psns = (int(self._rng.integers(0, PSN_MASK)), int(self._rng.integers(0, PSN_MASK)))
+        connect_pair(self._a.qp, self._b.qp, timeout=TIMEOUT, psn=first_psns)
 
     def steps(self) -> dict[str, Callable[[], Step]]:
         """What there is to do, by name, in this order."""
@@ -131,9 +138,7 @@ class Job:
 
     def _one_sided(self, opcode: WrOpcode, local: Buffer, remote: Buffer) -> Iterator[SendWr]:
         for i, (offset, length) in enumerate(self._spans):
-            yield SendWr(
-                opcode, local.sge(offset, length), i, remote_addr=remote.mr.iova + offset, rkey=remote.mr.rkey
-            )
+            yield SendWr(opcode, local.sge(offset, length), i, remote_addr=remote.mr.iova + offset, rkey=remote.mr.rkey)
 
     def _send(self) -> tuple[int, int, float, int]:
         """Both hosts send to each other at the same time; every other message has immediate data."""

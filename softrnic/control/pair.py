@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from softrnic.control import warm
 from softrnic.control.fabric import fabric
 from softrnic.control.host import Host
 from softrnic.spec import PSN_MASK
@@ -42,11 +43,13 @@ def open_pair(
 ) -> Iterator[tuple[Endpoint, Endpoint]]:
     """Two hosts on a wire of their own (see `fabric`), one connected queue pair on each.
 
-    `attributes` are those of `connect`. Everything is gone when the context ends.
+    `attributes` are those of `connect_pair`. Everything is gone when the context ends. The very first call compiles the
+    data path, which takes about a minute.
     """
+    warm.prepare()
     with fabric(wire) as hosts:
         a, b = (_endpoint(host, kind, cap) for host in hosts)
-        connect(a.qp, b.qp, **attributes)
+        connect_pair(a.qp, b.qp, **attributes)
         yield a, b
 
 
@@ -56,7 +59,7 @@ def _endpoint(host: Host, kind: QpType, cap: QpCap) -> Endpoint:
     return Endpoint(host, pd, cq, pd.create_qp(kind, cq, cq, cap))
 
 
-def connect(
+def connect_pair(
     a: Qp,
     b: Qp,
     *,
