@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 
 from netio.fault import FaultPort, Faults
 from netio.port import Port
+from softrnic.control import warm
 from softrnic.control.fabric import fabric
 from softrnic.control.host import Host
 from softrnic.control.pingpong import Destination, Kind, Options, Pingpong, PingpongError, Result
 from softrnic.control.pingpong.exchange import answer, ask
 from softrnic.errors import WireError
 from softrnic.spec import Mtu
-
-pytestmark = pytest.mark.timeout(600)  # the first game compiles
 
 # As ibv_rc_pingpong of rdma-core 56 sends it.
 STOCK = b"0000:000011:5e5d7d:00000000000000000000ffff0a090001\0"
@@ -94,6 +93,11 @@ def play(hosts: tuple[Host, Host], options: Options, server: Options | None = No
         served = pool.submit(a.serve, listener)
         called = b.call(sock)
         return served.result(), called
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    warm.prepare()
 
 
 @pytest.fixture(scope="module")

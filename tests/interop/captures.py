@@ -12,7 +12,10 @@ from softrnic.wire.show import dissect, one_line
 
 SHOWN = 10
 # What tshark tries on the payload of a SEND, by its first bytes, where nothing says that it is that protocol.
-GUESSES = ("rpcordma", "iser", "nvme-rdma", "smb_direct", "lnet", "smc", "infiniband_sdp")
+GUESSES = (
+    *("rpcordma", "iser", "nvme-rdma", "smb_direct", "lnet", "smc", "infiniband_sdp"),
+    *("infiniband.eoib", "fcoib", "drbd"),
+)
 
 
 class BadCaptureError(AssertionError):

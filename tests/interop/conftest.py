@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.interop.matrix import Matrix, Outcome, Row
+from tools.vmlib import GuestError
 
 if TYPE_CHECKING:
     from softrnic.control.host import Host
@@ -39,8 +40,15 @@ class Case:
 
         self._hosts += 1
         capture = self._folder / f"{self._hosts}.pcapng"
+        before = self.guest.counters()
         with self.lab.host(capture=capture, **conditions) as host:
-            yield host
+            try:
+                yield host
+            except Exception as error:
+                error.add_note(f"softrnic: {_changes({}, host.device.counters())}")
+                with contextlib.suppress(GuestError):
+                    error.add_note(f"rxe0: {_changes(before, self.guest.counters())}")
+                raise
         self.packets += captures.check(capture)
         capture.unlink()
 
@@ -49,10 +57,16 @@ class Case:
         self.reason = reason
 
 
+def _changes(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    return {name: value - before.get(name, 0) for name, value in after.items() if value != before.get(name, 0)}
+
+
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
+    from softrnic.control import warm
     from tests.interop.lab import open_lab
 
+    warm.prepare()
     with open_lab() as lab:
         yield lab
 

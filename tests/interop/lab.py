@@ -25,7 +25,7 @@ from tools.vmlib import Guest, Process, Segment, get_image
 MARKS = [
     pytest.mark.qemu,
     pytest.mark.privileged("netns", "tun"),
-    pytest.mark.timeout(600),  # the first to run compiles
+    pytest.mark.timeout(600),  # the first to run may have to compile, and boots
 ]
 
 PREFIXES = {4: 24, 6: 64}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
 
 from softrnic.control.host import Host
 from softrnic.control.pingpong import PORT, Kind, Options, Pingpong
-from softrnic.spec import Mtu
+from softrnic.spec import Mtu, WrOpcode
+from softrnic.verbs import SendWr
 from tests.interop.conftest import Case
 from tests.interop.lab import MARKS, OURS
 
@@ -48,12 +50,12 @@ class Play(NamedTuple):
         )
 
 
-def play(case: Case, host: Host, role: str, play: Play) -> None:
+def play(case: Case, host: Host, role: str, play: Play, *, ours: str = OURS[4]) -> None:
     """One game to its end, its contents checked on both sides."""
     command = play.flags(case.lab.gid_index(play.version))
     with Pingpong(host.device, play.options(host)) as game:
         if role == "serve":
-            with case.lab.listen(PORT) as listener, case.guest.spawn(f"{command} {OURS[4]}") as process:
+            with case.lab.listen(PORT) as listener, case.guest.spawn(f"{command} {ours}") as process:
                 result = game.serve(listener)
                 ended = process.wait()
         else:
@@ -76,3 +78,107 @@ def test_size(case: Case, kind: Kind, size: int, role: str) -> None:
     case.lab.set_mtu(1500)
     with case.host() as host:
         play(case, host, role, Play(kind, size, 20 if size < 65536 else 4))
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("size", [1, 1023, 1024], ids=["1 B", "PMTU less 1", "PMTU"])
+def test_datagram(case: Case, size: int, role: str) -> None:
+    case.lab.set_mtu(1500)
+    with case.host() as host:
+        play(case, host, role, Play(Kind.UD, size, 20))
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("size", [1, 10_000], ids=["1 B", "10000 B"])
+def test_shared_receive_queue(case: Case, size: int, role: str) -> None:
+    """16 queue pairs at a time."""
+    case.lab.set_mtu(1500)
+    with case.host() as host:
+        play(case, host, role, Play(Kind.SRQ, size, 100))
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("kind", Kind, ids=[kind.value for kind in Kind])
+def test_ipv6(case: Case, kind: Kind, role: str) -> None:
+    case.lab.set_mtu(1500)
+    with case.host() as host:
+        play(case, host, role, Play(kind, 1000, 20, version=6))
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("mtu", [256, 512, 1024, 2048, 4096])
+def test_path_mtu(case: Case, mtu: int, role: str) -> None:
+    case.lab.set_mtu(9000)
+    with case.host() as host:
+        play(case, host, role, Play(Kind.RC, 3 * mtu + 1, 20, mtu))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_largest_datagram(case: Case, role: str) -> None:
+    case.lab.set_mtu(9000)
+    with case.host() as host:
+        play(case, host, role, Play(Kind.UD, 4096, 20))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_polling(case: Case, role: str) -> None:
+    """Ours; the guest sleeps, or its one processor would have no time for soft-RoCE."""
+    case.lab.set_mtu(9000)
+    with case.host() as host:
+        play(case, host, role, Play(Kind.RC, 5000, 20, events=False))
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
+def test_tap(case: Case, version: int, role: str) -> None:
+    """Our NIC is the user side of a tap: it answers ARP and neighbour solicitations itself."""
+    case.lab.set_mtu(9000)
+    with case.host(tap=True, version=version) as host:
+        play(case, host, role, Play(Kind.RC, 5000, 20, version=version))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_compiled_pump(case: Case, role: str) -> None:
+    """As in earnest: a bare port, nothing but compiled code between it and the engine. No capture."""
+    case.lab.set_mtu(9000)
+    with case.lab.host() as host:
+        play(case, host, role, Play(Kind.RC, 1 << 20, 10, 4096))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_empty_datagram(case: Case, role: str) -> None:
+    case.lab.set_mtu(9000)
+    with case.host() as host:
+        play(case, host, role, Play(Kind.UD, 0, 20))
+
+
+@pytest.mark.parametrize("kind", [Kind.RC, Kind.UC], ids=["rc", "uc"])
+def test_empty_message_from_the_stock_program(case: Case, kind: Kind) -> None:
+    ended = case.guest.run(Play(kind, 0, 20).flags(1))
+    assert ended.rc != 0
+    assert "Couldn't register MR" in ended.stderr
+    case.unsupported("rxe registers no region of 0 bytes, and the program has no other")
+
+
+class Terse(Pingpong):
+    """Says nothing, and listens all the same."""
+
+    def _send(self, i: int, first: bool) -> None:
+        self._qps[i].post_send(SendWr(WrOpcode.SEND, wr_id=2))
+
+
+@pytest.mark.parametrize("kind", [Kind.RC, Kind.UC], ids=["rc", "uc"])
+def test_empty_message(case: Case, kind: Kind) -> None:
+    """Ours are empty; what the guest answers with is its whole buffer."""
+    play = Play(kind, 100, 20)
+    with case.host() as host:
+        options = replace(play.options(host), check=False)
+        with (
+            Terse(host.device, options) as game,
+            case.lab.server(play.flags(case.lab.gid_index(4))) as process,
+            case.lab.dial(PORT) as sock,
+        ):
+            game.call(sock)
+            ended = process.wait()
+    assert ended.rc == 0
+    assert "20 iters in" in ended.stdout
