@@ -67,8 +67,9 @@ def run(args: argparse.Namespace) -> int:
     from softrnic.control.perf.run import KINDS, Options
 
     kind = KINDS[args.test]
-    sizes = [8] if args.test == "atomic_lat" else ALL_SIZES if args.all else [args.size or kind.default_size]
-    iters = args.iters or (1000 if kind.latency else 5000)
+    size = kind.default_size if args.size is None else args.size
+    sizes = [8] if args.test == "atomic_lat" else ALL_SIZES if args.all else [size]
+    iters = (1000 if kind.latency else 5000) if args.iters is None else args.iters
     try:
         rounds = [
             Options(
