@@ -285,6 +285,15 @@ class Device:
         self._advance_qpn()
         return qpn
 
+    @property
+    def numbering(self) -> tuple[int, int]:
+        """Where the choice of QPNs and of memory keys goes on, so that a number just freed is not reused at once."""
+        return self._next_qpn, self._key_variant
+
+    @numbering.setter
+    def numbering(self, value: tuple[int, int]) -> None:
+        self._next_qpn, self._key_variant = value
+
     def _advance_qpn(self) -> None:
         self._next_qpn = self._next_qpn + 1 if self._next_qpn < 0xFFFFFE else 0x11
 
@@ -365,13 +374,14 @@ class Device:
             elif event.type == EventType.PAGE_FAULT:
                 self.page_fault(event.index, event.arg)
             else:
-                self.async_events.append(AsyncEvent(event.type, self._element(event.type, event.index)))
+                self.async_events.append(AsyncEvent(event.type, self.element(event.type, event.index)))
 
     def page_fault(self, space: int, addr: int) -> None:
         """A page of an address space is missing. Without a resolver nothing can be on demand, so this is a bug."""
         raise RuntimeError(f"page fault at {addr:#x} of address space {space}, which has no resolver")
 
-    def _element(self, kind: EventType, index: int) -> Qp | Cq | Srq | None:
+    def element(self, kind: EventType, index: int) -> Qp | Cq | Srq | None:
+        """What an event of the engine is about, or None when it is gone."""
         if kind == EventType.CQ_ERR:
             return self.cqs.get(index)
         if kind in (EventType.SRQ_ERR, EventType.SRQ_LIMIT_REACHED):

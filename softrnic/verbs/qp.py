@@ -331,6 +331,11 @@ class Qp:
         base, mask = int(q["rd_base"]), int(q["rd_mask"])
         return [table[base + (i & mask)] for i in range(first, int(q["rd_tail"]))]
 
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The attributes set by `modify` so far, as they were given."""
+        return dict(self._attr)
+
     def query(self) -> dict[str, Any]:
         """ibv_query_qp: the state and every attribute set so far, with both PSNs as they are now."""
         q = self.record
