@@ -26,6 +26,7 @@ U24 = Annotated[int, Meta(ge=0, le=0xFFFFFF)]
 U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
 U64 = Annotated[int, Meta(ge=0)]  # msgpack has nothing above 2^64-1
 Size = Annotated[int, Meta(ge=0, le=_I64)]
+Count = Annotated[int, Meta(ge=0, le=1 << 62)]  # with room to go on counting
 I64 = Annotated[int, Meta(ge=-_I64 - 1, le=_I64)]
 Nanoseconds = Annotated[int, Meta(ge=0, le=1 << 40)]
 Key = Annotated[int, Meta(ge=1, le=0xFFFFFFFF)]
@@ -350,7 +351,7 @@ class EventState(_State, frozen=True, kw_only=True):
 class CounterState(_State, frozen=True, kw_only=True):
     """Section 6, optional: counters by name. One that the reader does not know is left out."""
 
-    counters: dict[str, Size] = {}
+    counters: dict[str, Count] = {}
 
 
 # Section id -> (schema, newest version, optional).
