@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from softrnic.errors import VerbsError
+from softrnic.layout import CQ
 from softrnic.qp.cq import ARM_NEXT, ARM_SOLICITED, CQ_OVERRUN, CQ_READY
 from softrnic.spec import WC_STATUS_TEXT, WcFlags, WcOpcode, WcStatus
 
@@ -54,8 +58,13 @@ class Cq:
         self._condition = threading.Condition()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._record = device.record["cqs"][self.index]
+        try:
+            base = device.slabs.cqes.alloc(self.size)
+        except VerbsError:
+            device.pools.cqs.free(self.index)
+            raise
         with device.quiesced():
-            self._record["base"] = device.slabs.cqes.alloc(self.size)
+            self._record["base"] = base
             self._record["mask"] = self.size - 1
             self._record["prod"] = self._record["cons"] = 0
             self._record["armed"] = 0
@@ -67,6 +76,11 @@ class Cq:
     def cqn(self) -> int:
         """CQ number."""
         return self.index
+
+    @property
+    def alive(self) -> bool:
+        """False once it is destroyed."""
+        return self.device.cqs.get(self.index) is self
 
     @property
     def overrun(self) -> bool:
@@ -98,15 +112,16 @@ class Cq:
 
     def wait(self, timeout: float | None = None) -> list[Wc]:
         """Block until there is a completion, for callers without an event loop; [] after `timeout` seconds."""
-        done = self.poll()
-        if done:
-            return done
+        deadline = None if timeout is None else time.monotonic() + timeout
         with self._condition:
-            self.req_notify()
-            done = self.poll()
-            if not done:
-                self._condition.wait(timeout)
-                done = self.poll()
+            while not (done := self.poll()):
+                self.req_notify()
+                if done := self.poll():
+                    break
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                self._condition.wait(left)
         return done
 
     async def next(self, count: int = 16) -> list[Wc]:
@@ -118,26 +133,32 @@ class Cq:
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
             entry = (loop, future)
-            self._waiters.append(entry)
-            self.req_notify()
-            done = self.poll(count)
-            if done:
-                self._waiters = [w for w in self._waiters if w is not entry]
-                return done
-            await future
+            with self._condition:
+                self._waiters.append(entry)
+            try:
+                self.req_notify()
+                done = self.poll(count)
+                if done:
+                    return done
+                await future
+            finally:
+                with self._condition:
+                    self._waiters = [w for w in self._waiters if w is not entry]
 
     def notified(self) -> None:
         """The engine reported a completion this CQ was armed for. Called by the device, from any thread."""
-        waiters, self._waiters = self._waiters, []
+        with self._condition:
+            waiters, self._waiters = self._waiters, []
+            self._condition.notify_all()
         for loop, future in waiters:
             loop.call_soon_threadsafe(_resolve, future)
-        with self._condition:
-            self._condition.notify_all()
 
     def resize(self, cqe: int) -> None:
         """Change the capacity; EINVAL when what lies in it would not fit."""
         if not 0 < cqe <= self.device.attr.max_cqe:
             raise VerbsError(errno.EINVAL, f"cqe must be 1 to {self.device.attr.max_cqe}, not {cqe}")
+        if not self.alive:
+            raise VerbsError(errno.EINVAL, f"CQ {self.cqn} was destroyed")
         size = 1 << max(0, cqe - 1).bit_length()
         with self.device.quiesced():
             record = self._record
@@ -162,6 +183,7 @@ class Cq:
             self._record["state"] = 0
             self.device.slabs.cqes.free(int(self._record["base"]), self.size)
         self.device.pools.cqs.free(self.index)
+        self._record = np.zeros(1, CQ)[0]  # for ever empty: the place may soon be another CQ's
 
     def __enter__(self) -> Cq:
         return self

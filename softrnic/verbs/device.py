@@ -125,12 +125,11 @@ class _Numbers(Pool):
 
     def __init__(self, first: int, size: int, what: str) -> None:
         super().__init__(first, size, what)
-        self._pinned: set[int] = set()
         self._used: set[int] = set()
 
     def alloc(self) -> int:
         number = super().alloc()
-        while number in self._pinned:
+        while number in self._used:  # fresh, but somebody has taken it; it comes back when that one is freed
             number = super().alloc()
         self._used.add(number)
         return number
@@ -141,17 +140,15 @@ class _Numbers(Pool):
             raise VerbsError(errno.EINVAL, f"{self._what} are numbered 0 to {self._size - 1}, not {number}")
         if number in self._used:
             raise VerbsError(errno.EEXIST, f"number {number} of {self._what} is taken")
+        if number < self._fresh:
+            self._freed.remove(number)
         self._used.add(number)
-        self._pinned.add(number)
         return number
 
     def free(self, slot: int) -> None:
         self._used.discard(slot)
-        if slot in self._pinned:
-            self._pinned.discard(slot)
-            if slot >= self._fresh:
-                return  # never handed out by alloc: it is still fresh
-        super().free(slot)
+        if slot < self._fresh:  # else alloc has not come to it yet
+            super().free(slot)
 
 
 class _Pools:
@@ -221,7 +218,10 @@ class Device:
         self, ip: str | IpAddress, mac: bytes, vlan: int | None = None, *, index: int | None = None
     ) -> int:
         """Own an address: packets to it are taken, QPs may send from it. Returns its GID index, which may be pinned."""
-        addr = ipaddress.ip_address(ip)
+        try:
+            addr = ipaddress.ip_address(ip)
+        except ValueError as error:
+            raise VerbsError(errno.EINVAL, str(error)) from None
         if len(mac) != 6:
             raise VerbsError(errno.EINVAL, f"a MAC has six bytes, not {len(mac)}")
         if vlan is not None and not 0 < vlan < 4095:
@@ -275,11 +275,10 @@ class Device:
         if wanted is not None:
             if not 1 <= wanted < 0xFFFFFF:
                 raise VerbsError(errno.EINVAL, f"QPN {wanted:#x} is not in 1 to 0xfffffe")
-            if any(qp.qpn == wanted for qp in self.qps.values()):
+            if self._is_taken(wanted):
                 raise VerbsError(errno.EEXIST, f"QPN {wanted:#x} is taken")
             return wanted
-        taken = {qp.qpn for qp in self.qps.values()} if len(self.qps) < 64 else self._qpns
-        while self._next_qpn in taken:
+        while self._is_taken(self._next_qpn):
             self._advance_qpn()
         qpn = self._next_qpn
         self._advance_qpn()
@@ -297,9 +296,8 @@ class Device:
     def _advance_qpn(self) -> None:
         self._next_qpn = self._next_qpn + 1 if self._next_qpn < 0xFFFFFE else 0x11
 
-    @property
-    def _qpns(self) -> set[int]:
-        return {qp.qpn for qp in self.qps.values()}
+    def _is_taken(self, qpn: int) -> bool:
+        return bool(admin.find_qp(self.engine.tables, self.func, qpn) >= 0)
 
     def bind_qpn(self, qpn: int, index: int) -> None:
         """Make packets for `qpn` reach the QP record `index`; EEXIST when the number is taken."""
@@ -373,8 +371,8 @@ class Device:
                     cq.notified()
             elif event.type == EventType.PAGE_FAULT:
                 self.page_fault(event.index, event.arg)
-            else:
-                self.async_events.append(AsyncEvent(event.type, self.element(event.type, event.index)))
+            elif (element := self.element(event.type, event.index)) is not None:  # else it is destroyed by now
+                self.async_events.append(AsyncEvent(event.type, element))
 
     def page_fault(self, space: int, addr: int) -> None:
         """A page of an address space is missing. Without a resolver nothing can be on demand, so this is a bug."""

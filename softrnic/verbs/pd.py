@@ -95,6 +95,7 @@ class Ah:
     """ibv_ah: where a UD send goes."""
 
     def __init__(self, pd: Pd, attr: AhAttr) -> None:
+        pd.check_alive()
         self.pd = pd
         self.attr = attr
         self._slot = pd.device.pools.ahs.alloc()
@@ -113,6 +114,7 @@ class Ah:
             with self.pd.device.quiesced():
                 self.pd.device.record["avs"][self.index]["valid"] = 0
             self.pd.device.pools.ahs.free(self._slot)
+            self.index = -1
 
     def __enter__(self) -> Ah:
         return self
@@ -127,7 +129,13 @@ class Mr:
     def __init__(
         self, pd: Pd, buffer: Any, access: Access, *, iova: int | None, key: int | None, valid: bool = True
     ) -> None:
-        view = np.frombuffer(buffer, np.uint8)
+        pd.check_alive()
+        try:
+            view = np.frombuffer(buffer, np.uint8)
+        except (BufferError, ValueError):
+            raise VerbsError(errno.EINVAL, "only contiguous memory can be registered") from None
+        if not view.nbytes:
+            raise VerbsError(errno.EINVAL, "an empty buffer cannot be registered")
         if access & (_WRITERS | Access.LOCAL_WRITE) and not view.flags.writeable:
             raise VerbsError(errno.EACCES, "a read-only buffer cannot be registered with write access")
         _check_access(access)
@@ -169,7 +177,7 @@ class Mr:
     @property
     def valid(self) -> bool:
         """False while the region is invalidated (SEND with invalidate, LOCAL_INV)."""
-        return bool(self.device.record["mrs"][self.index]["valid"])
+        return self._view is not None and bool(self.device.record["mrs"][self.index]["valid"])
 
     def sge(self, offset: int = 0, length: int | None = None) -> Sge:
         """A scatter/gather entry for part of the region; EINVAL outside of it."""
@@ -206,6 +214,7 @@ class Mw:
     """ibv_mw: a window that BIND_MW work requests open on part of a region."""
 
     def __init__(self, pd: Pd, kind: int, key: int | None) -> None:
+        pd.check_alive()
         if kind not in (1, 2):
             raise VerbsError(errno.EINVAL, f"memory windows are of type 1 or 2, not {kind}")
         self.pd = pd
@@ -229,12 +238,13 @@ class Mw:
     @property
     def valid(self) -> bool:
         """Whether it is bound."""
-        return bool(self.device.record["mrs"][self.index]["valid"])
+        return self.device.mrs.get(self.index) is self and bool(self.device.record["mrs"][self.index]["valid"])
 
     def dealloc(self) -> None:
         """Unbind and free."""
-        if self.device.mrs.pop(self.index, None) is None:
+        if self.device.mrs.get(self.index) is not self:
             return
+        del self.device.mrs[self.index]
         with self.device.quiesced():
             record = self.device.record["mrs"][self.index]
             if record["valid"]:
@@ -261,6 +271,11 @@ class Pd:
         self.users = 0
         self.ahs: set[Ah] = set()
         device.pds[self.pdn] = self
+
+    def check_alive(self) -> None:
+        """EINVAL once it is deallocated."""
+        if self.device.pds.get(self.pdn) is not self:
+            raise VerbsError(errno.EINVAL, f"protection domain {self.pdn} was deallocated")
 
     def reg_mr(
         self,
@@ -311,7 +326,8 @@ class Pd:
         """Free the domain; EBUSY while anything lives in it."""
         if self.users or self.ahs:
             raise VerbsError(errno.EBUSY, f"PD {self.pdn} still has {self.users + len(self.ahs)} objects")
-        if self.device.pds.pop(self.pdn, None) is not None:
+        if self.device.pds.get(self.pdn) is self:
+            del self.device.pds[self.pdn]
             self.device.pools.pds.free(self.pdn)
 
     def close(self) -> None:
@@ -338,5 +354,7 @@ class Pd:
 
 def _check_access(access: Access) -> None:
     """Remote write and atomic rights need local write (11.2.8.2)."""
+    if access & ~sum(Access):
+        raise VerbsError(errno.EINVAL, f"access {access!r} is no ibv_access_flags")
     if access & _WRITERS and not access & Access.LOCAL_WRITE:
         raise VerbsError(errno.EINVAL, "remote write or atomic access needs LOCAL_WRITE")

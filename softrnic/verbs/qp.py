@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from softrnic.layout import QP, Hold, MrKind, RdState, TimerKind
 from softrnic.qp import admin
 from softrnic.qp.machine import check_modify
 from softrnic.qp.retransmit import CWND_MAX, CWND_START
+from softrnic.slab import Slab
 from softrnic.spec import DEFAULT_PKEY, GSI_QPN, PSN_MASK, Access, Mtu, QpState, QpType, SendFlags, WrOpcode
 from softrnic.verbs.cq import Cq
 from softrnic.verbs.device import gid_bytes
@@ -64,15 +66,21 @@ class Qp:
         self, pd: Pd, kind: QpType, send_cq: Cq, recv_cq: Cq, cap: QpCap, *, srq: Srq | None, sq_sig_all: bool,
         qpn: int | None,
     ) -> None:  # fmt: skip
+        pd.check_alive()
         self.pd = pd
         self.device = device = pd.device
         self.type = QpType(kind)
         self.send_cq, self.recv_cq, self.srq = send_cq, recv_cq, srq
+        for queue in (send_cq, recv_cq, *((srq,) if srq else ())):
+            if queue.device is not device or not queue.alive:
+                raise VerbsError(errno.EINVAL, f"the {type(queue).__name__} is of another device or destroyed")
         self._check_cap(cap, srq)
         if srq is not None and srq.pd is not pd:
             raise VerbsError(errno.EINVAL, "the SRQ is in another protection domain")
         if srq is not None and self.type == QpType.GSI:
             raise VerbsError(errno.EINVAL, "a GSI QP has no SRQ")
+        if qpn == GSI_QPN and self.type != QpType.GSI:
+            raise VerbsError(errno.EINVAL, f"QPN {qpn} is that of the GSI")
         self.qpn = device.choose_qpn(GSI_QPN if self.type == QpType.GSI else qpn)
         self.sq_size = 1 << max(0, cap.max_send_wr - 1).bit_length()
         self.rq_size = 0 if srq else 1 << max(0, cap.max_recv_wr - 1).bit_length()
@@ -86,9 +94,11 @@ class Qp:
         self._rd_slots = 0
         self._attr: dict[str, Any] = {}
         self.record = device.record["qps"][self.index]
-        with device.quiesced():
-            self._init_record(sq_sig_all)
+        with device.quiesced(), ExitStack() as undo:
+            undo.callback(device.pools.qps.free, self.index)
+            self._init_record(sq_sig_all, undo)
             device.bind_qpn(self.qpn, self.index)
+            undo.pop_all()
         device.qps[self.index] = self
         pd.users += 1
         send_cq.users += 1
@@ -108,18 +118,24 @@ class Qp:
             if not 0 <= value <= top:
                 raise VerbsError(errno.EINVAL, f"{name} must be 0 to {top}, not {value}")
 
-    def _init_record(self, sq_sig_all: bool) -> None:
-        """The record of a QP just created; its queues are claimed from the slabs."""
+    def _init_record(self, sq_sig_all: bool, undo: ExitStack) -> None:
+        """The record of a QP just created; its queues are claimed from the slabs, to be given back by `undo`."""
         slabs, q = self.device.slabs, self.record
+
+        def claim(slab: Slab, count: int) -> int:
+            base = slab.alloc(count)
+            undo.callback(slab.free, base, count)
+            return base
+
         self.device.record["qps"][self.index : self.index + 1] = np.zeros(1, QP)
-        q["sq_base"], q["sq_mask"] = slabs.wqes.alloc(self.sq_size), self.sq_size - 1
-        q["sq_sge_base"], q["sq_sge_max"] = slabs.sges.alloc(self.sq_size * self.sq_sge_max), self.sq_sge_max
+        q["sq_base"], q["sq_mask"] = claim(slabs.wqes, self.sq_size), self.sq_size - 1
+        q["sq_sge_base"], q["sq_sge_max"] = claim(slabs.sges, self.sq_size * self.sq_sge_max), self.sq_sge_max
         q["rq_mask"] = max(0, self.rq_size - 1)
         q["rq_sge_max"] = self.rq_sge_max
         if self.rq_size:
-            q["rq_base"] = slabs.rwqes.alloc(self.rq_size)
-            q["rq_sge_base"] = slabs.sges.alloc(self.rq_size * self.rq_sge_max)
-        q["resp_sge_base"] = slabs.sges.alloc(self.rq_sge_max)
+            q["rq_base"] = claim(slabs.rwqes, self.rq_size)
+            q["rq_sge_base"] = claim(slabs.sges, self.rq_size * self.rq_sge_max)
+        q["resp_sge_base"] = claim(slabs.sges, self.rq_sge_max)
         q["qpn"], q["func"], q["pdn"] = self.qpn, self.device.func, self.pd.pdn
         q["scq"], q["rcq"] = self.send_cq.index, self.recv_cq.index
         q["srq"] = -1 if self.srq is None else self.srq.index
@@ -150,6 +166,11 @@ class Qp:
     # --- state ---
 
     @property
+    def alive(self) -> bool:
+        """False once it is destroyed."""
+        return self.device.qps.get(self.index) is self
+
+    @property
     def state(self) -> QpState:
         """The state the QP is in now; errors change it without a modify."""
         return QpState(int(self.record["state"]))
@@ -160,6 +181,8 @@ class Qp:
         `ah` is an AhAttr, `path_mtu` a Mtu, `access_flags` an Access; everything else a number. EINVAL says which
         attribute is missing, too many or out of range, and leaves the QP as it was.
         """
+        if not self.alive:
+            raise VerbsError(errno.EINVAL, f"QP {self.qpn:#x} was destroyed")
         old = self.state
         try:
             new = old if state is None else QpState(state)
@@ -360,6 +383,8 @@ class Qp:
             for one in (wr,) if isinstance(wr, SendWr) else wr:
                 self._put_send(one)
                 posted += 1
+        except OverflowError as error:
+            raise VerbsError(errno.EINVAL, str(error)) from None
         finally:
             if posted:
                 self.device.ring_doorbell(self.index)
@@ -388,10 +413,12 @@ class Qp:
         if wr.opcode in (WrOpcode.ATOMIC_CMP_AND_SWP, WrOpcode.ATOMIC_FETCH_AND_ADD):
             wqe["compare_add"], wqe["swap"] = _signed(wr.compare_add), _signed(wr.swap)
         if self.type in (QpType.UD, QpType.GSI):
-            if wr.ah is None:
-                raise VerbsError(errno.EINVAL, "a datagram needs an address handle")
+            if wr.ah is None or wr.ah.pd.device is not device:
+                raise VerbsError(errno.EINVAL, "a datagram needs an address handle of its device")
             wqe["ah"], wqe["dqpn"], wqe["qkey"] = wr.ah.index, wr.dqpn, wr.qkey
         if wr.opcode in (WrOpcode.BIND_MW, WrOpcode.REG_MR):
+            if wr.bind_mr is not None and wr.bind_mr.device is not device:
+                raise VerbsError(errno.EINVAL, "the region to bind is of another device")
             wqe["length"], wqe["access"] = wr.bind_length, int(wr.access)
             wqe["bind_mr"] = -1 if wr.bind_mr is None else wr.bind_mr.index
         q["sq_prod"] = prod + 1
@@ -430,7 +457,7 @@ class Qp:
     def destroy(self) -> None:
         """Destroy the QP at once, whatever is outstanding."""
         device, q = self.device, self.record
-        if device.qps.get(self.index) is not self:
+        if not self.alive:
             return
         with device.quiesced():
             admin.forget(device.engine.tables, self.index)
@@ -453,6 +480,7 @@ class Qp:
         self.recv_cq.users -= 1
         if self.srq is not None:
             self.srq.users -= 1
+        self.record = np.zeros(1, QP)[0]  # in RESET for ever: the place may soon be another QP's
 
     def _unbind_windows(self) -> None:
         """Type 2 windows bound on this QP end with it (10.6.7.2.5)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from softrnic.errors import VerbsError
@@ -15,13 +16,16 @@ if TYPE_CHECKING:
 
 
 def put_rwqe(device: Device, rwqe_index: int, sge_index: int, wr: RecvWr) -> None:
-    """Write one receive WQE and its SGEs into their slots."""
+    """Write one receive WQE and its SGEs into their slots; EINVAL for numbers that do not fit."""
     sges = device.record["sges"]
     total = 0
-    for i, sge in enumerate(wr.sges):
-        sges[sge_index + i] = (sge.addr, sge.length, sge.lkey)
-        total += sge.length
-    device.record["rwqes"][rwqe_index] = (wr.wr_id, len(wr.sges), min(total, (1 << 31) - 1))
+    try:
+        for i, sge in enumerate(wr.sges):
+            sges[sge_index + i] = (sge.addr, sge.length, sge.lkey)
+            total += sge.length
+        device.record["rwqes"][rwqe_index] = (wr.wr_id, len(wr.sges), min(total, (1 << 31) - 1))
+    except OverflowError as error:
+        raise VerbsError(errno.EINVAL, str(error)) from None
 
 
 class Srq:
@@ -33,16 +37,24 @@ class Srq:
             raise VerbsError(errno.EINVAL, f"max_wr must be 1 to {device.attr.max_srq_wr}, not {max_wr}")
         if not 0 < max_sge <= device.attr.max_srq_sge:
             raise VerbsError(errno.EINVAL, f"max_sge must be 1 to {device.attr.max_srq_sge}, not {max_sge}")
+        self.max_wr = 1 << max(0, max_wr - 1).bit_length()
+        if not 0 <= limit <= self.max_wr:
+            raise VerbsError(errno.EINVAL, f"limit {limit} of a queue of {self.max_wr}")
+        pd.check_alive()
         self.pd = pd
         self.device = device
-        self.max_wr = 1 << max(0, max_wr - 1).bit_length()
         self.max_sge = max_sge
         self.users = 0
         self.index = device.pools.srqs.alloc() if srqn is None else device.pools.srqs.take(srqn)
         self._record = device.record["srqs"][self.index]
+        with ExitStack() as undo:
+            undo.callback(device.pools.srqs.free, self.index)
+            base = device.slabs.rwqes.alloc(self.max_wr)
+            undo.callback(device.slabs.rwqes.free, base, self.max_wr)
+            sge_base = device.slabs.sges.alloc(self.max_wr * max_sge)
+            undo.pop_all()
         with device.quiesced():
-            self._record["base"] = device.slabs.rwqes.alloc(self.max_wr)
-            self._record["sge_base"] = device.slabs.sges.alloc(self.max_wr * max_sge)
+            self._record["base"], self._record["sge_base"] = base, sge_base
             self._record["sge_max"] = max_sge
             self._record["mask"] = self.max_wr - 1
             self._record["prod"] = self._record["head"] = 0
@@ -59,12 +71,22 @@ class Srq:
         return self.index
 
     @property
+    def alive(self) -> bool:
+        """False once it is destroyed."""
+        return self.device.srqs.get(self.index) is self
+
+    def _check_alive(self) -> None:
+        if not self.alive:
+            raise VerbsError(errno.EINVAL, f"SRQ {self.srqn} was destroyed")
+
+    @property
     def limit(self) -> int:
         """Armed limit, 0 once it was reported."""
         return int(self._record["limit"])
 
     def modify(self, limit: int) -> None:
         """Arm the limit event: reported once, when fewer than `limit` receives are left."""
+        self._check_alive()
         if not 0 <= limit <= self.max_wr:
             raise VerbsError(errno.EINVAL, f"limit {limit} of a queue of {self.max_wr}")
         with self.device.quiesced():
@@ -72,6 +94,7 @@ class Srq:
 
     def post_recv(self, wr: RecvWr | Sequence[RecvWr]) -> None:
         """Post receives; ENOMEM when the queue is full."""
+        self._check_alive()
         for one in (wr,) if isinstance(wr, RecvWr) else wr:
             prod = int(self._record["prod"])
             if prod - int(self._record["head"]) >= self.max_wr:
