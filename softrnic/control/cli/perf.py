@@ -114,8 +114,9 @@ def _both_sides(
         hosts[1].nic.pin(cpus[-1])
         for options in rounds:
             ends = [Endpoint(host, options, seed=i) for i, host in enumerate(hosts)]
-            for end, other in (ends, ends[::-1]):
+            for i, (end, other) in enumerate((ends, ends[::-1])):
                 end.connect(other.local())
+                end.warm(other.local(), active=i == 0)
                 end.post_initial()
             passive = threading.Thread(target=_passive, args=(ends[1], ends[0], cpus[-1]), daemon=True)
             passive.start()
@@ -154,6 +155,7 @@ def _server(args: argparse.Namespace, cpu: int | None) -> Iterator[tuple[None, b
             end = Endpoint(host, options, seed=1)
             peer = exchange.swap(end.local())
             end.connect(peer)
+            end.warm(peer, active=False)
             end.post_initial()
             exchange.barrier("ready")
             end.run_passive(peer)
@@ -177,6 +179,7 @@ def _client(
             end = Endpoint(host, options, seed=0)
             peer = exchange.swap(end.local())
             end.connect(peer)
+            end.warm(peer, active=True)
             end.post_initial()
             exchange.barrier("ready")
             end.run_active(peer)

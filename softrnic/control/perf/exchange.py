@@ -14,13 +14,14 @@ from softrnic.control.perf.run import Options, Peer, PerfError
 
 DEFAULT_PORT = 18515  # perftest's
 _LIMIT = 1 << 16
+TIMEOUT_SECONDS = 180  # the other side may have a kernel to compile
 
 
 class Exchange:
     """One side of the connection."""
 
     def __init__(self, sock: socket.socket) -> None:
-        sock.settimeout(30)
+        sock.settimeout(TIMEOUT_SECONDS)
         self._sock = sock
         self._file = sock.makefile("rwb")
 

@@ -137,6 +137,7 @@ class Endpoint:
         self.qp = self.pd.create_qp(QpType.RC, self.cqs[0], self.cqs[1], cap)
         self.psn = int(np.random.default_rng(seed + 1).integers(0, 1 << 24))
         self._stamps = np.zeros(options.iters, np.int64)
+        self._begun = 0
 
     def local(self) -> Peer:
         """What the peer must know."""
@@ -168,40 +169,43 @@ class Endpoint:
             count = min(self.options.rx_depth, self.qp.rq_size)
             self.qp.post_recv([RecvWr([self.mr.sge(self.options.size, self.options.size)])] * count)
 
+    def _program(self, peer: Peer, count: int, *, active: bool) -> tuple[Any, ...] | None:
+        """The kernel of this side and its arguments; None where the NIC alone is enough."""
+        o, kind = self.options, self.kind
+        remote, local, lkey = peer.addr + o.size, self.mr.addr, self.mr.lkey
+        if kind.two_sided and kind.latency:
+            return kernels.send_pingpong, local, self.inbox, lkey, o.size, count, active, self._stamps
+        if kind.latency and kind.opcode == WrOpcode.RDMA_WRITE:
+            return (
+                kernels.write_pingpong, local, self.inbox, lkey, remote, peer.rkey, o.size, count, active, self._stamps,
+            )  # fmt: skip
+        if not active:
+            return (kernels.sink, self.inbox, lkey, o.size, count) if kind.two_sided else None
+        if kind.latency:
+            return kernels.ping, int(kind.opcode), local, lkey, remote & ~7, peer.rkey, o.size, count, self._stamps
+        return (
+            kernels.stream, int(kind.opcode), local, lkey, remote & ~7, peer.rkey, o.size, count, o.tx_depth,
+            min(o.cq_mod, o.tx_depth), self._stamps,
+        )  # fmt: skip
+
+    def warm(self, peer: Peer, *, active: bool) -> None:
+        """Compile this side's kernel, or take it from the cache, by a test of no messages."""
+        self._run(self._program(peer, 0, active=active))
+
     def run_active(self, peer: Peer) -> None:
         """The client's part."""
-        o, kind = self.options, self.kind
-        remote = peer.addr + o.size
-        if not kind.latency:
-            self._call(kernels.stream, int(kind.opcode), self.mr.addr, self.mr.lkey, remote & ~7, peer.rkey, o.size,
-                       o.iters, o.tx_depth, min(o.cq_mod, o.tx_depth), self._stamps)  # fmt: skip
-        elif kind.two_sided:
-            self._call(
-                kernels.send_pingpong, self.mr.addr, self.inbox, self.mr.lkey, o.size, o.iters, True, self._stamps
-            )
-        elif kind.opcode == WrOpcode.RDMA_WRITE:
-            self._call(kernels.write_pingpong, self.mr.addr, self.inbox, self.mr.lkey, remote, peer.rkey, o.size,
-                       o.iters, True, self._stamps)  # fmt: skip
-        else:
-            self._call(kernels.ping, int(kind.opcode), self.mr.addr, self.mr.lkey, remote & ~7, peer.rkey, o.size,
-                       o.iters, self._stamps)  # fmt: skip
+        self._begun = time.monotonic_ns()
+        self._run(self._program(peer, self.options.iters, active=True))
 
     def run_passive(self, peer: Peer) -> None:
         """The server's part; for one-sided tests the NIC alone is enough and this returns at once."""
-        o, kind = self.options, self.kind
-        if kind.two_sided and not kind.latency:
-            self._call(kernels.sink, self.inbox, self.mr.lkey, o.size, o.iters)
-        elif kind.two_sided:
-            self._call(
-                kernels.send_pingpong, self.mr.addr, self.inbox, self.mr.lkey, o.size, o.iters, False, self._stamps
-            )
-        elif kind.latency and kind.opcode == WrOpcode.RDMA_WRITE:
-            self._call(kernels.write_pingpong, self.mr.addr, self.inbox, self.mr.lkey, peer.addr + o.size, peer.rkey,
-                       o.size, o.iters, False, self._stamps)  # fmt: skip
+        self._run(self._program(peer, self.options.iters, active=False))
 
-    def _call(self, kernel: Any, *args: Any) -> None:
+    def _run(self, program: tuple[Any, ...] | None) -> None:
         """Run a kernel instead of the pump."""
-        self._begun = time.monotonic_ns()
+        if program is None:
+            return
+        kernel, *args = program
         status = self.host.nic.drive(kernel, self.qp.index, *args)
         if status == kernels.STALLED:
             raise PerfError(f"no progress for {kernels.STALL_NS / 1e9:.0f} s; is the peer still there?")
