@@ -37,7 +37,11 @@ def ack_timeout(path_timeout: int, ack_delay: int) -> int:
 
 
 def qp_attributes(connection: Connection, rep: Rep) -> QpAttributes:
-    """The attributes of the QP of a connection that is accepted with `rep`. Each side serves what the other starts."""
+    """The attributes of the QP of a connection that is accepted with `rep`.
+
+    What a side says of itself is what the other uses: it sends from the PSN it was told, and initiates as many READs
+    as the other serves.
+    """
     if connection.role is Role.ACTIVE:
         return _active(connection, connection.req, rep)
     return _passive(connection.req, rep)
@@ -47,8 +51,8 @@ def _active(connection: Connection, req: Req, rep: Rep) -> QpAttributes:
     path = req.primary
     return QpAttributes(
         dqpn=connection.qpn_in(rep),
-        rq_psn=rep.starting_psn,
-        sq_psn=req.starting_psn,
+        rq_psn=req.starting_psn,
+        sq_psn=rep.starting_psn,
         path_mtu=req.path_mtu,
         max_dest_rd_atomic=rep.initiator_depth,
         max_rd_atomic=rep.responder_resources,
@@ -66,8 +70,8 @@ def _passive(req: Req, rep: Rep) -> QpAttributes:
     path = req.primary
     return QpAttributes(
         dqpn=req.local_qpn,
-        rq_psn=req.starting_psn,
-        sq_psn=rep.starting_psn,
+        rq_psn=rep.starting_psn,
+        sq_psn=req.starting_psn,
         path_mtu=req.path_mtu,
         max_dest_rd_atomic=rep.responder_resources,
         max_rd_atomic=rep.initiator_depth,

@@ -133,7 +133,7 @@ class Req(msgspec.Struct, frozen=True, kw_only=True):
     remote_cm_response_timeout: int = 0  # 4.096 us * 2^n: what the receiver has for its answer
     transport: int = Transport.RC
     flow_control: int = 1
-    starting_psn: int
+    starting_psn: int  # from which the receiver shall send: the sender's rq_psn
     local_cm_response_timeout: int = 0  # and what the sender needs for its own
     retry_count: int = 7
     pkey: int = DEFAULT_PKEY
@@ -189,7 +189,7 @@ class Rep(msgspec.Struct, frozen=True, kw_only=True):
     local_qkey: int = 0
     local_qpn: int
     local_eecn: int = 0
-    starting_psn: int
+    starting_psn: int  # as in the REQ
     responder_resources: int = 0
     initiator_depth: int = 0
     target_ack_delay: int = 0  # 4.096 us * 2^n

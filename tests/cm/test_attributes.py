@@ -61,7 +61,8 @@ def test_the_ends_meet() -> None:
     connections = established()
     active, passive = agreed(*connections)
     assert (active.dqpn, passive.dqpn) == (0x22, 0x11)
-    assert (active.rq_psn, active.sq_psn) == (passive.sq_psn, passive.rq_psn) == (0x654321, 0x123456)
+    # A side says from which PSN the other is to send (12.7, Starting PSN).
+    assert (active.rq_psn, active.sq_psn) == (passive.sq_psn, passive.rq_psn) == (0x123456, 0x654321)
     assert (active.sgid, active.dgid) == (passive.dgid, passive.sgid)
     assert active.path_mtu == passive.path_mtu
     assert connections[0].local_qpn == connections[1].remote_qpn == 0x11

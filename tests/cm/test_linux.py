@@ -89,7 +89,7 @@ def test_its_requests_are_accepted(request_: Req) -> None:
     manager.accept(event.connection, rep(), 0)
     attributes = qp_attributes(event.connection, event.connection.rep)
     assert attributes.dqpn == request_.local_qpn
-    assert attributes.rq_psn == request_.starting_psn
+    assert attributes.sq_psn == request_.starting_psn
     assert attributes.timeout == 17
     assert attributes.max_dest_rd_atomic == 0  # as our REP says
     assert [mad.parse(data).attr for _, data in manager.transmit()] == [Attr.REP]
