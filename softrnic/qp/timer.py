@@ -14,7 +14,7 @@ from softrnic.layout import WHEEL_LEVELS, WHEEL_SLOTS, TimerKind
 TICK_SHIFT = 12
 _SLOT_BITS = 5
 _SLOT_MASK = WHEEL_SLOTS - 1
-_SPAN_TICKS = (1 << (_SLOT_BITS * WHEEL_LEVELS)) - 1
+_SPAN_TICKS = _SLOT_MASK << (_SLOT_BITS * (WHEEL_LEVELS - 1))  # so far ahead the top level reaches from anywhere
 NO_DEADLINE = (1 << 63) - 1
 
 
