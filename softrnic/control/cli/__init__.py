@@ -7,11 +7,12 @@ imported only when it is named, so that `softrnic --help` answers at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
@@ -44,14 +45,13 @@ class _Version(argparse.Action):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
+    """Entry point: 0 success, 1 failure, 2 wrong usage, 128 + n ended by signal n."""
     words = sys.argv[1:] if argv is None else list(argv)
     chosen = next((word for word in words if not word.startswith("-")), None)
     args = _parser(chosen).parse_args(words)
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, _terminate)
     try:
-        return int(importlib.import_module(COMMANDS[args.command].module).run(args))
+        with _signals_as_exceptions():
+            return int(importlib.import_module(COMMANDS[args.command].module).run(args))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # whoever reads has seen enough: what Python still wants to flush goes nowhere
@@ -60,6 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, SoftRnicError) as error:
         print(f"softrnic {args.command}: {_sentence(error)}", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """Signals that end a process do so the way Ctrl-C does, so that nothing stays behind."""
+    before = {number: signal.signal(number, _exit) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _sentence(error: Exception) -> str:
@@ -80,8 +95,3 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         else:
             subparsers.add_parser(name, help=command.help)
     return parser
-
-
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    """A signal ends the process the way an exception does, so that nothing stays behind."""
-    raise SystemExit(128 + signum)

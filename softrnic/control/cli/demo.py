@@ -38,17 +38,32 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--bad-bytes", type=size, default=4 << 20, metavar="SIZE", help="per step on the bad wire (default: 4M)"
     )
-    parser.add_argument("--seed", type=int, default=1, help="of the data and of the faults (default: %(default)s)")
-    parser.add_argument("--pcap", type=Path, metavar="FILE", help="keep the capture of the bad wire (pcapng)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found")
+    parser.add_argument("--seed", type=natural, default=1, help="of the data and of the faults (default: %(default)s)")
+    parser.add_argument("--pcap", type=output, metavar="FILE", help="keep the capture of the bad wire (pcapng)")
+    parser.add_argument("--json", type=output, metavar="FILE", help="write all that was found")
 
 
 def size(text: str) -> int:
     """A number of bytes such as 65536, 64k, 16M."""
     digits, unit = text.rstrip("kKmMgG"), text[len(text.rstrip("kKmMgG")) :].lower()
-    if unit not in _UNITS or not digits.isdecimal() or not 0 < int(digits) * _UNITS[unit] <= 1 << 32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size from 1 to 4G")
+    if unit not in _UNITS or not digits.isdecimal() or not 0 < int(digits) * _UNITS[unit] <= 1 << 30:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size from 1 to 1G")
     return int(digits) * _UNITS[unit]
+
+
+def natural(text: str) -> int:
+    """A seed."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
+    return int(text)
+
+
+def output(text: str) -> Path:
+    """A file to be written in the end: found out now that there is no place for it."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: cannot be written")
+    return path
 
 
 def run(args: argparse.Namespace) -> int:
@@ -160,11 +175,11 @@ def _steps_table(runs: list[Run]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("wire", "step"):
-        table.add_column(column)
-    for column in ("messages", "bytes", "messages/s", "Gb/s", "wrong bytes"):
-        table.add_column(column, justify="right")
+        table.add_column(column, no_wrap=True)
+    for column in ("messages", "bytes", "msg/s", "Gb/s", "wrong bytes"):
+        table.add_column(column, justify="right", no_wrap=True)
     for run in runs:
         for i, step in enumerate(run.steps):
             row = [f"{step.messages:,}", f"{step.nbytes:,}", f"{step.message_rate:,.0f}", f"{step.gbps:.3f}"]
@@ -177,7 +192,7 @@ def _losses_table(runs: list[Run]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("packets")
     for run in runs:
         table.add_column(run.name, justify="right")

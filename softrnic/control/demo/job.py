@@ -6,6 +6,7 @@ what kind of wire the hosts are on, or whether it is a good one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from softrnic.verbs import Cq, Mr, Pd, Qp, QpType, RecvWr, SendWr, Sge, Wc, WcFl
 
 EDGES = (0, 1, 3, 1023, 1024, 1025, 4095, 4096, 4097, 65535)  # bytes of the first messages
 LARGEST = 1 << 20  # bytes of the others: spread evenly over the orders of magnitude up to it
+SHORTEST_SEND = 16  # tshark 4.0 takes a SEND of less for a malformed message of RPC over RDMA
 WORDS = 64  # that atomics work on, on each host
 ATOMICS = 2000
 TIMEOUT = 14  # of an ACK: 67 ms, which even a busy machine keeps
@@ -112,7 +114,8 @@ class Job:
     def __init__(self, hosts: tuple[Host, Host], *, nbytes: int, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
         self._a, self._b = (Side(host, self._rng, nbytes) for host in hosts)
-        self._spans = list(_spans(self._rng, nbytes))
+        self._spans = list(_spans(self._rng, nbytes, 0))
+        self._send_spans = list(_spans(self._rng, nbytes, SHORTEST_SEND))
         self._nbytes = nbytes
         first_psns = (int(self._rng.integers(0, PSN_MASK)), int(self._rng.integers(0, PSN_MASK)))
         connect_pair(self._a.qp, self._b.qp, timeout=TIMEOUT, psn=first_psns)
@@ -150,21 +153,21 @@ class Job:
         seconds = run(*receives, *sends)
         wrong = sum(_differing(sender.source.data, receiver.sink.data) for sender, receiver in ways)
         wrong += sum(self._misreported(flow.completions) for flow in receives)
-        return 2 * len(self._spans), 2 * self._nbytes, seconds, wrong
+        return 2 * len(self._send_spans), 2 * self._nbytes, seconds, wrong
 
     def _recv_wrs(self, into: Buffer) -> Iterator[RecvWr]:
-        for i, (offset, length) in enumerate(self._spans):
+        for i, (offset, length) in enumerate(self._send_spans):
             yield RecvWr(into.sge(offset, length), i)
 
     def _send_wrs(self, source: Buffer) -> Iterator[SendWr]:
-        for i, (offset, length) in enumerate(self._spans):
+        for i, (offset, length) in enumerate(self._send_spans):
             opcode = WrOpcode.SEND_WITH_IMM if i % 2 else WrOpcode.SEND
             yield SendWr(opcode, source.sge(offset, length), i, imm=i if i % 2 else 0)
 
     def _misreported(self, completions: list[Wc]) -> int:
         """Receive completions with a wrong length or wrong immediate data, four bytes each."""
         wrong = 0
-        for i, ((_, length), wc) in enumerate(zip(self._spans, completions, strict=True)):
+        for i, ((_, length), wc) in enumerate(zip(self._send_spans, completions, strict=True)):
             imm = wc.imm if wc.wc_flags & WcFlags.WITH_IMM else None
             wrong += 4 * ((wc.byte_len, imm) != (length, i if i % 2 else None))
         return wrong
@@ -224,14 +227,16 @@ def _differing(expected: np.ndarray, found: np.ndarray) -> int:
     return int(np.count_nonzero(expected.view(np.uint8) != found.view(np.uint8)))
 
 
-def _spans(rng: np.random.Generator, nbytes: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of messages that together make up `nbytes`."""
+def _spans(rng: np.random.Generator, nbytes: int, shortest: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of messages that together make up `nbytes`, none shorter than `shortest` if there are two."""
     offset = 0
-    for length in EDGES:
-        if offset + length <= nbytes:
+    for length in (edge for edge in EDGES if edge >= shortest):
+        if offset + length + shortest <= nbytes:
             yield offset, length
             offset += length
     while offset < nbytes:
-        length = min(nbytes - offset, int(2 ** rng.uniform(0, LARGEST.bit_length() - 1)))
+        length = int(2 ** rng.uniform(math.log2(max(1, shortest)), math.log2(LARGEST)))
+        if offset + length + shortest > nbytes:
+            length = nbytes - offset
         yield offset, length
         offset += length
