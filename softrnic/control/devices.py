@@ -56,6 +56,11 @@ def _udp_addresses() -> list[str]:
     return [f"{UDP}{ip}" for ip in sorted(usable, key=lambda ip: (ip.version, int(ip)))]
 
 
+def has_address(name: str, address: str) -> bool:
+    """Whether the device of this name has this address."""
+    return any(gid.ip == ipaddress.ip_address(address) for gid in describe(name).gids.values())
+
+
 def describe(name: str) -> Device:
     """The device of this name, as it is when opened, but on no wire."""
     if name.startswith(UDP):
