@@ -498,6 +498,7 @@ def test_resolve_and_send(hosts: Hosts, run: Callable[..., None]) -> None:
             request = await listener.request()
             assert request.private_data.rstrip(b"\0") == b"who?"
             assert request.remote_address[0] == str(hosts.client.gids[0].ip)
+            assert str((await request.path()).dgid) == request.remote_address[0]
             request.answer(theirs, private_data=b"me")
             assert not request.is_pending
             service = await resolving

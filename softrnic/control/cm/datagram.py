@@ -80,6 +80,10 @@ class DatagramRequest:
         """False once it was answered, or we were too slow."""
         return step(self._core.state, Input.ANSWER) is not None
 
+    async def path(self) -> AhAttr:
+        """Where to send datagrams to the peer."""
+        return await path_to(self._agent.device, self._core.peer)
+
     def answer(self, qp: Qp, *, qkey: int = UDP_QKEY, private_data: bytes = b"") -> None:
         """It is this QP, which expects this Q_Key."""
         self._say(
