@@ -9,6 +9,7 @@ import contextlib
 import ipaddress
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from netio import arp, neigh, netns, raw, tap, udp
@@ -89,8 +90,14 @@ def open_raw(
     with ns.entered():
         port = wrap(raw.open_raw(ifname, vlan=vlan))
     host = _start(name, port, own_addresses(info), info.mac, spin_ns)
-    host.device.resolve_mac = lambda gid, ip: neigh.resolve(ns, ifname, ip, timeout=RESOLVE_SECONDS)
+    host.device.resolve_mac = lambda gid, ip: _look_up(ns, ifname, ip)
     return host
+
+
+def _look_up(ns: netns.Namespace, ifname: str, ip: IpAddress) -> bytes:
+    """In a thread of its own: pyroute2 does not work in one whose event loop runs."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(neigh.resolve, ns, ifname, ip, timeout=RESOLVE_SECONDS).result()
 
 
 def open_tap(

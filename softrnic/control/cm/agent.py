@@ -104,6 +104,10 @@ class Agent:
         if deadline is not None:
             self._timer = self.loop.call_later(max(0, deadline - self.now) / 1e9, self._on_timer)
 
+    async def sent(self) -> None:
+        """Until what was flushed has left: the loop may end then, and the peers need not ask again."""
+        await self._gsi.sent()
+
     def _on_timer(self) -> None:
         self.manager.on_timer(self.now)
         self.flush()

@@ -49,9 +49,7 @@ async def resolve(
             case Unreachable():
                 answer.set_exception(UnreachableError())
 
-    question = SidrReq(
-        service_id=service_id(PortSpace.UDP, address[1]), private_data=header.emit() + private_data
-    )
+    question = SidrReq(service_id=service_id(PortSpace.UDP, address[1]), private_data=header.emit() + private_data)
     resolution = agent.manager.resolve(question, way, agent.now)
     agent.handlers[resolution] = handle
     agent.flush()
@@ -86,9 +84,7 @@ class DatagramRequest:
 
     def answer(self, qp: Qp, *, qkey: int = UDP_QKEY, private_data: bytes = b"") -> None:
         """It is this QP, which expects this Q_Key."""
-        self._say(
-            SidrRep(status=SidrStatus.SUCCESS, qpn=qp.qpn, qkey=qkey, private_data=private_data)
-        )
+        self._say(SidrRep(status=SidrStatus.SUCCESS, qpn=qp.qpn, qkey=qkey, private_data=private_data))
 
     def reject(self, *, private_data: bytes = b"") -> None:
         """None, for this peer."""

@@ -190,9 +190,10 @@ class Connection:
         await self._ended.wait()
 
     async def close(self) -> None:
-        """Disconnect, and destroy the QP and what was made for it."""
+        """Disconnect, and destroy the QP and what was made for it. The peer has been told when this returns."""
         try:
             await self.disconnect()
+            await self._agent.sent()
         finally:
             self._release()
 

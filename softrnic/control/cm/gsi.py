@@ -124,6 +124,11 @@ class Gsi:
             return
         queue.append(datagram)
 
+    async def sent(self) -> None:
+        """Until everything handed to `send` so far has left, or was given up."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
     async def _drain(self, address: Address, queue: deque[bytes]) -> None:
         try:
             with await self._handle(address) as ah:
