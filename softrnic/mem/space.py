@@ -89,24 +89,21 @@ def _present_bytes(space, addr, n):
     shift = i64(space["page_shift"])
     bitmap = i64(space["present"])
     page = (addr - i64(space["first"])) >> shift
-    last = (addr + n - 1 - i64(space["first"])) >> shift
-    if page < 0 or last >= i64(space["npages"]):
+    last = min((addr + n - 1 - i64(space["first"])) >> shift, i64(space["npages"]) - 1)
+    if page < 0:
         return 0
-    p = page
-    while p <= last and (ld64(bitmap + ((p >> 6) << 3)) >> (p & 63)) & 1:
-        p += 1
-    if p > last:
-        return n
-    return max(0, (p << shift) + i64(space["first"]) - addr)
+    while page <= last and (ld64(bitmap + ((page >> 6) << 3)) >> (page & 63)) & 1:
+        page += 1
+    return max(0, min(n, (page << shift) + i64(space["first"]) - addr))
 
 
 @inline
 def mark_dirty(space, addr, n):
-    """Record that the device writes [addr, addr + n)."""
+    """Record that the device writes [addr, addr + n), as far as it lies in the pages of the space."""
     shift = i64(space["page_shift"])
     bitmap = i64(space["dirty"])
-    page = (addr - i64(space["first"])) >> shift
-    last = (addr + n - 1 - i64(space["first"])) >> shift
+    page = max(0, (addr - i64(space["first"])) >> shift)
+    last = min((addr + n - 1 - i64(space["first"])) >> shift, i64(space["npages"]) - 1)
     while page <= last:
         word = bitmap + ((page >> 6) << 3)
         bit = 1 << (page & 63)
