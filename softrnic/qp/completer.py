@@ -43,7 +43,7 @@ def _old_response(eng, buf, qp, qp_index, pkt):
     """Nothing new, but the latest ACK may bring new credits (9.7.7.2.5)."""
     if pkt.flags & OpFlag.ACK and psn_add(pkt.psn, 1) == i64(qp["una_psn"]):
         syndrome = aeth_syndrome(buf, pkt.ext)
-        if (syndrome >> 5) & 3 == AethKind.ACK:
+        if syndrome >> 5 == AethKind.ACK:
             take_credits(qp, syndrome, aeth_msn(buf, pkt.ext))
             schedule(eng, qp, qp_index)
             return
