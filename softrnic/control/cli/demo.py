@@ -149,7 +149,7 @@ def show(report: Report, pcap: Path | None) -> None:
         console.print(f"Not on taps and a bridge: {report.why_not_tap}.")
     console.print(_steps_table(report.runs))
     console.print(_losses_table(report.runs))
-    console.print("What is bad about the faulty wire is done in Python, packet by packet: its rates are not the engine's.")
+    console.print("The faulty wire is bad packet by packet, in Python: its rates are not the engine's.")
     for verdict in report.verdicts:
         icrc = "" if verdict.bad_icrc is None else f", {verdict.bad_icrc} with a wrong ICRC"
         console.print(
