@@ -1,4 +1,4 @@
-"""RC packets as plain values, and as frames: a second codec, by struct and zlib, sharing nothing with softrnic.wire.
+"""RC packets as plain values and as frames: a second codec, by struct and zlib, sharing nothing with softrnic.wire.
 
 Decides how a packet is laid out (IBTA 9.2 to 9.3, A17.3); whether it makes sense is the models' business, so every
 nonsense can be written down.

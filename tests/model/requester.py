@@ -172,9 +172,10 @@ class Requester:
         """The engine says it has nothing to send: what it should have sent, or None."""
         self.may_resend = False
         for cursor in self.cursors:
-            in_flight = cursor - self.una
-            if not self.may_send(cursor) or (in_flight > 0 and (self.losses[1] or self.probed or self.lost_once)):
-                return None  # nothing is due, or a window smaller than ours holds it back
+            if not self.may_send(cursor):
+                return None
+            if cursor > self.una and (self.losses[1] or self.probed or self.lost_once):
+                return None  # its window may be small since the loss, and full
         return f"{self.cursors} of {self.end} wait for nothing (una {self.una}, top {self.top})"
 
     # --- answers ---

@@ -35,7 +35,10 @@ class Region:
 
 @dataclass
 class Receive:
-    """A posted receive: stretches (offset, length) of the responder's bytes; None is memory not its own."""
+    """A posted receive: stretches (offset, length) of the responder's bytes.
+
+    An offset of None stands for memory that is not its own.
+    """
 
     wr_id: int
     pieces: list[tuple[int | None, int]]
@@ -65,15 +68,9 @@ class Played:
     request: Packet
     msn: int
     orig: int = 0
+    span: int = 1  # PSNs its answer takes
     due: deque[Packet] = field(default_factory=deque)  # answers not yet sent
     answered: bool = False
-
-    @property
-    def npsn(self) -> int:
-        """PSNs its answer takes; set by the responder through `span`."""
-        return self.span
-
-    span: int = 1
 
 
 class RefusedError(Exception):
@@ -89,8 +86,7 @@ class Responder:
 
     def __init__(
         self, *, epsn: int, pmtu: int, memory: bytearray, regions: dict[int, Region], depth: int = 4,
-        rnr_timer: int = 1,
-        write: bool = True, read: bool = True, atomic: bool = True,
+        rnr_timer: int = 1, write: bool = True, read: bool = True, atomic: bool = True,
     ) -> None:  # fmt: skip
         self.epsn, self.pmtu, self.memory, self.regions = epsn, pmtu, memory, regions
         self.depth, self.rnr_timer = depth, rnr_timer
@@ -160,10 +156,8 @@ class Responder:
 
     def _check_length(self, request: Packet) -> None:
         op, n = request.opcode, len(request.payload)
-        wrong = n != self.pmtu
-        if op in p.LASTS:
-            wrong = n > self.pmtu or (n == 0 and op not in p.FIRSTS)
-        if (op in p.SENDS or op in p.WRITES) and wrong:
+        least = self.pmtu if op not in p.LASTS else 0 if op in p.FIRSTS else 1
+        if (op in p.SENDS or op in p.WRITES) and not least <= n <= self.pmtu:
             raise RefusedError(0x60 | NAK_INVALID, "REM_INV_REQ_ERR")
         if op in p.WRITES:
             left = request.dmalen if op in p.WITH_RETH else self.target[2]

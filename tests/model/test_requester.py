@@ -55,8 +55,8 @@ class Requesters(RuleBasedStateMachine):
 
     def _connect(self, draw) -> None:
         psn, mtu = draw(PSNS), draw(st.sampled_from([Mtu.MTU_256, Mtu.MTU_512]))
-        reads, retry = draw(st.integers(1, 3)), draw(st.sampled_from([0, 1, 2, 7, 7]))
-        rnr = draw(st.sampled_from([0, 1, 7]))
+        reads = draw(st.integers(1, 3))
+        retry, rnr = draw(st.sampled_from([0, 1, 2, 7, 7])), draw(st.sampled_from([0, 1, 7]))
         self.nic = Nic(
             CONTENT, epsn=0, sq_psn=psn, mtu=mtu, access=Access(0), depth=0, max_rd_atomic=reads, retry_cnt=retry,
             rnr_retry=rnr,

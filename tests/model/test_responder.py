@@ -31,8 +31,6 @@ LAYOUT = {
     0x1400: (0x3000, 64, 0x2000, Access.LOCAL_WRITE | Access.REMOTE_ATOMIC),
 }
 BAD_KEY = 0x1500
-MTUS = st.sampled_from([Mtu.MTU_256, Mtu.MTU_512])
-DMA_LENGTHS = (0, 1, 256, 257, 1000, 1001, 1 << 31, (1 << 31) + 1, (1 << 32) - 1)
 PSNS = st.one_of(st.integers(0, PSN_MASK), st.sampled_from([0, PSN_MASK, PSN_MASK - 2, (1 << 23) - 1, 1 << 23]))
 MOSTLY = st.integers(0, 9).map(lambda n: n < 8)
 SELDOM = st.integers(0, 19).map(lambda n: n == 0)
@@ -59,24 +57,23 @@ class Responders(RuleBasedStateMachine):
 
     nic: Nic | None = None
 
-    @initialize(
-        epsn=PSNS, mtu=MTUS, depth=st.sampled_from([1, 2, 3, 4]), rights=st.data()
-    )
-    def start(self, epsn: int, mtu: Mtu, depth: int, rights: st.DataObject) -> None:
-        self._connect(epsn, mtu, depth, rights)
+    @initialize(data=st.data())
+    def start(self, data: st.DataObject) -> None:
+        self._connect(data.draw)
 
     @precondition(lambda self: self.model.error)
-    @rule(epsn=PSNS, mtu=MTUS, depth=st.sampled_from([1, 2, 3, 4]), rights=st.data())
-    def begin_again(self, epsn: int, mtu: Mtu, depth: int, rights: st.DataObject) -> None:
+    @rule(data=st.data())
+    def begin_again(self, data: st.DataObject) -> None:
         self.answers()
         self.same_completions()
         self.teardown()
-        self._connect(epsn, mtu, depth, rights)
+        self._connect(data.draw)
 
-    def _connect(self, epsn: int, mtu: Mtu, depth: int, rights: st.DataObject) -> None:
-        access = ALL
-        if rights.draw(SELDOM):
-            access &= ~rights.draw(st.sampled_from([Access.REMOTE_WRITE, Access.REMOTE_READ, Access.REMOTE_ATOMIC]))
+    def _connect(self, draw) -> None:
+        epsn, mtu = draw(PSNS), draw(st.sampled_from([Mtu.MTU_256, Mtu.MTU_512]))
+        depth, access = draw(st.integers(1, 4)), ALL
+        if draw(SELDOM):
+            access &= ~draw(st.sampled_from([Access.REMOTE_WRITE, Access.REMOTE_READ, Access.REMOTE_ATOMIC]))
         self.nic = Nic(CONTENT, epsn=epsn, sq_psn=0, mtu=mtu, access=access, depth=depth, max_rd_atomic=4)
         regions = {}
         for key, (offset, length, iova, right) in LAYOUT.items():
@@ -214,7 +211,8 @@ class Responders(RuleBasedStateMachine):
             change = st.sampled_from([-1, 1, 4, -4096, 1 << 62, -(1 << 63), 1 << 63])
             fields["va"] = (fields.get("va", 0) + draw(change)) & p.MASK64
         elif what == "dmalen":
-            fields["dmalen"] = draw(st.sampled_from(DMA_LENGTHS))
+            lengths = st.sampled_from([0, 1, 256, 257, 1000, 1001, 1 << 31, (1 << 31) + 1, (1 << 32) - 1])
+            fields["dmalen"] = draw(lengths)
         elif what == "imm":
             fields["imm"] = draw(st.sampled_from([BAD_KEY, *LAYOUT]))
         else:

@@ -37,6 +37,7 @@ def test_a_seed_repeats_itself() -> None:
     assert [outcome(simulate(seed, logging=True)) for seed in (7, 3)] == first[::-1]
 
 
+@pytest.mark.jit_only
 def test_the_wire_makes_trouble() -> None:
     """The seeds above lose, damage, double and overtake, and the engine answers by every means it has."""
     results = [simulate(seed) for seed in range(SEEDS)]
