@@ -48,12 +48,13 @@ def open_pair(
     """
     warm.prepare()
     with fabric(wire) as hosts:
-        a, b = (_endpoint(host, kind, cap) for host in hosts)
+        a, b = (endpoint(host, kind, cap) for host in hosts)
         connect_pair(a.qp, b.qp, **attributes)
         yield a, b
 
 
-def _endpoint(host: Host, kind: QpType, cap: QpCap) -> Endpoint:
+def endpoint(host: Host, kind: QpType = QpType.RC, cap: QpCap = CAP) -> Endpoint:
+    """A PD, a CQ for everything, and an unconnected queue pair on a host."""
     pd = host.device.alloc_pd()
     cq = host.device.create_cq(cap.max_send_wr + cap.max_recv_wr)
     return Endpoint(host, pd, cq, pd.create_qp(kind, cq, cq, cap))
