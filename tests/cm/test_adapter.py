@@ -74,10 +74,14 @@ def run(hosts: Hosts) -> Callable[[Coroutine[Any, Any, None]], None]:
             async with asyncio.timeout(60):
                 await test
 
-        asyncio.run(bounded())
-        for device in (hosts.client, hosts.server):
-            left = (device.qps, device.cqs, device.mrs, device.pds)
-            assert [len(table) for table in left] == [0, 0, 0, 0], device.name
+        left: dict[str, list[int]] = {}
+        try:
+            asyncio.run(bounded())
+        finally:
+            for device in (hosts.client, hosts.server):
+                left[device.name] = [len(t) for t in (device.qps, device.cqs, device.mrs, device.pds)]
+                device.close()  # what one test leaves is not held against the next
+        assert set(map(tuple, left.values())) == {(0, 0, 0, 0)}, left
 
     return run_and_check
 
@@ -394,7 +398,7 @@ def test_repetition_repairs_a_loss(hosts: Hosts, run: Callable[..., None]) -> No
 
             agent._gsi.send = once
         active, passive = await both(hosts)
-        assert lost == {Attr.REQ, Attr.REP, Attr.RTU}
+        assert lost - {Attr.MRA} == {Attr.REQ, Attr.REP, Attr.RTU}  # a MRA on a busy machine
         await active.close()
         await passive.close()
         assert {Attr.DREQ, Attr.DREP} < lost
