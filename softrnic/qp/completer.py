@@ -16,7 +16,7 @@ from softrnic.qp.event import push_event
 from softrnic.qp.finish import complete_send, fail_send
 from softrnic.qp.psn import psn_add, psn_diff
 from softrnic.qp.requester import retire_local, wqe_sge_base
-from softrnic.qp.retransmit import note_progress, rewind, rnr_retry, sequence_retry
+from softrnic.qp.retransmit import note_life, note_progress, rewind, rnr_retry, sequence_retry
 from softrnic.qp.sched import schedule
 from softrnic.spec import CREDITS_INVALID, AethKind, EventType, Nak, QpState, WcStatus, WrOpcode
 from softrnic.wire.headers import AETH_LEN, aeth_msn, aeth_syndrome, atomicacketh_orig
@@ -47,6 +47,8 @@ def _old_response(eng, buf, qp, qp_index, pkt):
             take_credits(qp, syndrome, aeth_msn(buf, pkt.ext))
             schedule(eng, qp, qp_index)
             return
+    if pkt.flags & OpFlag.READ:
+        note_life(eng, qp, qp_index)
     eng["counters"][C.DROP_GHOST_ACK] += 1
 
 

@@ -12,9 +12,10 @@ from softrnic.qp.finish import fail_send
 from softrnic.qp.psn import psn_diff
 from softrnic.qp.sched import schedule
 from softrnic.qp.timer import start_timer, stop_timer
-from softrnic.spec import RNR_RETRY_INFINITE, RNR_TIMER_US, QpState, WcStatus
+from softrnic.spec import RNR_RETRY_INFINITE, RNR_TIMER_US, QpState, WcStatus, WrOpcode
 
 CWND_MIN = 16  # packets
+PROBE_ANSWER_MAX = 16  # packets a peer may be made to send twice on mere suspicion
 PROBE_MIN_NS = 500_000
 CWND_START = 256
 CWND_MAX = 1024
@@ -33,6 +34,23 @@ def _probe_ns(qp):
 
 
 @inline
+def _may_probe(eng, qp):
+    """Whether asking early is cheap.
+
+    It is one packet, unless the oldest request is a READ or an atomic: then all that is outstanding is asked for
+    again, and a peer that was merely slow answers all of it twice, which makes it slower.
+    """
+    if psn_diff(i64(qp["req_hi_psn"]), i64(qp["una_psn"])) <= PROBE_ANSWER_MAX:
+        return True
+    opcode = eng["wqes"][i64(qp["sq_base"]) + (i64(qp["sq_head"]) & i64(qp["sq_mask"]))]["opcode"]
+    return (
+        opcode != WrOpcode.RDMA_READ
+        and opcode != WrOpcode.ATOMIC_CMP_AND_SWP
+        and opcode != WrOpcode.ATOMIC_FETCH_AND_ADD
+    )
+
+
+@inline
 def arm_ack_timer(eng, qp, qp_index):
     """(Re)start the local ACK timer while anything is unanswered, else stop it (9.9.1.1)."""
     if qp["req_wait"] == ReqWait.RNR:
@@ -40,8 +58,17 @@ def arm_ack_timer(eng, qp, qp_index):
     if qp["una_psn"] == qp["req_hi_psn"]:
         stop_timer(qp)
     elif qp["timeout"]:
-        full = i64(qp["progress_at"]) + (4096 << i64(qp["timeout"]))
-        start_timer(eng, qp, qp_index, TimerKind.ACK, min(full, i64(eng["now"]) + _probe_ns(qp)))
+        due = i64(qp["progress_at"]) + (4096 << i64(qp["timeout"]))
+        if _may_probe(eng, qp):
+            due = min(due, i64(eng["now"]) + _probe_ns(qp))
+        start_timer(eng, qp, qp_index, TimerKind.ACK, due)
+
+
+@inline
+def note_life(eng, qp, qp_index):
+    """The peer is busy answering what was asked for twice; what is waited for comes behind that."""
+    qp["progress_at"] = eng["now"]
+    arm_ack_timer(eng, qp, qp_index)
 
 
 @inline

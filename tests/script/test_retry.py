@@ -141,6 +141,58 @@ def test_budget_with_a_known_round_trip() -> None:
         assert s.count(C.LOCAL_ACK_TIMEOUT_ERR) == 3
 
 
+def answer_read(s: Script, first: int, psns: range, count: int) -> None:
+    """Responses to a READ of `count` packets that began at PSN `first`."""
+    for psn in psns:
+        place = psn - first
+        op = Op.READ_RESPONSE_FIRST if place == 0 else Op.READ_RESPONSE_MIDDLE
+        s.inject(Op.READ_RESPONSE_LAST if place == count - 1 else op, psn, bytes(256))
+
+
+@pytest.mark.parametrize(("count", "early"), [(16, True), (17, False)])
+def test_read_with_much_to_come_is_not_asked_for_early(count: int, early: bool) -> None:
+    """9.9.1.1: where the round trip is known, but a peer that was merely slow would have to answer much again."""
+    with Script(timeout=14) as s:
+        s.post(READ, 1, wr_id=0)
+        s.flush_wire()
+        s.advance(10 * US)
+        s.inject(Op.READ_RESPONSE_ONLY, 100, bytes(1))
+        s.sent(0)
+        s.post(READ, (count + 2) * 256, wr_id=1)
+        assert sent_psns(s) == [101]
+        answer_read(s, 101, range(101, 103), count + 2)
+        s.advance(timeout_ns(14) // 2)
+        again = s.flush_wire()
+        assert bool(again) is early
+        assert {(p.psn, p.dmalen) for p in again} <= {(103, count * 256)}
+        assert s.count(C.LOCAL_ACK_TIMEOUT_ERR) == 0
+        s.advance(timeout_ns(14) // 2 + 2 * TICK)
+        assert [(p.psn, p.dmalen) for p in s.flush_wire()][-1] == (103, count * 256)
+        assert s.count(C.LOCAL_ACK_TIMEOUT_ERR) == 1
+        answer_read(s, 101, range(103, 103 + count), count + 2)
+        s.sent(1)
+
+
+def test_answers_to_a_read_asked_for_twice_are_a_sign_of_life() -> None:
+    """9.9.1.1: a slow peer answers all of it twice, and nothing is lost while it does: no retry is spent."""
+    with Script(timeout=8, retry_cnt=1) as s:
+        s.post(READ, 40 * 256, wr_id=0)
+        s.post(READ, 20 * 256, wr_id=1)
+        s.flush_wire()
+        s.advance(timeout_ns(8) + 2 * TICK)
+        assert sent_psns(s)[0] == 100
+        answer_read(s, 100, range(100, 140), 40)
+        s.sent(0)
+        s.flush_wire()
+        for psn in range(100, 140):  # the second answer, slowly
+            s.advance(timeout_ns(8) * 9 // 10)
+            answer_read(s, 100, range(psn, psn + 1), 40)
+            s.expect_nothing()
+        answer_read(s, 140, range(140, 160), 20)
+        s.sent(1)
+        assert s.count(C.LOCAL_ACK_TIMEOUT_ERR) == 1
+
+
 def test_timeout_is_set_anew_in_sqd() -> None:
     """11.2.5.2: with timeout 0 from now on, a timer that still runs costs no retry."""
     from softrnic.verbs import QpState
