@@ -79,6 +79,20 @@ def test_rping() -> None:
         assert [server.stdout.readline().split(":")[1] for _ in range(6)] == [f" rdma-ping-{i}" for i in (0, 1, 2)] * 2
 
 
+@pytest.mark.jit_only
+@pytest.mark.parametrize("test", ["write_bw", "send_lat"])
+def test_perftest(test: str, port: int) -> None:
+    flags = ["-p", str(port), "-s", "1000", "-n", "50"]
+    with running("perftest", test, "-d", f"udp:{SERVER}", *flags) as server:
+        assert server.stdout
+        assert server.stdout.readline() == "Waiting for a client\n"
+        client = run("perftest", test, "-d", f"udp:{CLIENT}", *flags, SERVER)
+        served = server.communicate(timeout=SECONDS)[0]
+        assert server.returncode == 0
+    assert client.startswith("1000 bytes, 50 iterations: ")
+    assert served.startswith("1000 bytes, 50 iterations")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -31,6 +31,7 @@ COMMANDS = {
     "devinfo": Command("softrnic.control.cli.devinfo", "show devices and their ports, as ibv_devinfo does"),
     "pcap": Command("softrnic.control.cli.pcap", "dissect the RoCEv2 packets of a capture"),
     "perf": Command("softrnic.control.cli.perf", "measure bandwidth and latency, as perftest does"),
+    "perftest": Command("softrnic.control.cli.perftest", "a peer of perftest's ib_{write,read,send,atomic}_{bw,lat}"),
     "pingpong": Command("softrnic.control.cli.pingpong", "messages to and fro, as ibv_{rc,uc,ud,srq}_pingpong do"),
     "rping": Command("softrnic.control.cli.rping", "text there and back over a connection, as rping does"),
 }
