@@ -215,7 +215,7 @@ def drain(terminal: int) -> bytes:
 def test_interrupted(stage: bytes, number: signal.Signals, tmp_path: Path) -> None:
     """In the midst of it: no file, no device in our namespace, no process, no complaint."""
     devices = os.listdir("/sys/class/net")
-    with on_a_terminal(tmp_path, "--wire", "tap", "--bytes", "128M", "--bad-bytes", "64M") as (child, terminal):
+    with on_a_terminal(tmp_path, "--wire", "tap", "--bytes", "8M", "--bad-bytes", "16M") as (child, terminal):
         read_until(terminal, stage)
         child.send_signal(number)
         rest = drain(terminal)
