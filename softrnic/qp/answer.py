@@ -176,7 +176,8 @@ def _refuse_read(eng, qp, qp_index, res):
 def _send_ack(eng, tx, qp, qp_index):
     """The owed ACK or NAK; False when the ring is full."""
     length = BTH_LEN + AETH_LEN + ICRC_LEN
-    nak = qp["ack_state"] == AckState.NAK
+    # a NAK whose packet has come meanwhile is no longer true
+    nak = qp["ack_state"] == AckState.NAK and (qp["ack_psn"] == qp["epsn"] or qp["state"] == QpState.ERR)
     psn = i64(qp["ack_psn"]) if nak else psn_add(i64(qp["epsn"]), -1)
     bth = put_plain(eng, tx, qp, qp_index, Op.ACKNOWLEDGE.value, psn, length)
     if bth == NO_ROOM:

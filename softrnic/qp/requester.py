@@ -56,6 +56,7 @@ _INLINE = int(SendFlags.INLINE)
 _LOCAL_WRITE = int(Access.LOCAL_WRITE)
 _REMOTE_WRITERS = int(Access.REMOTE_WRITE | Access.REMOTE_ATOMIC)
 _MW_BIND = int(Access.MW_BIND)
+_MAX_SPAN = (1 << 23) - 1  # PSNs outstanding: with more, before and after cannot be told apart (9.7.2)
 
 # Per ibv_wr_opcode: which QP types may post it, and the opcode of an only packet of it (RC).
 _BY_RC, _BY_UC, _BY_UD = 1, 2, 4
@@ -136,6 +137,8 @@ def _check_wqe(eng, qp, wqe, index):
         if ah < 0 or ah >= len(eng["avs"]) or eng["avs"][ah]["valid"] == 0 or eng["avs"][ah]["pdn"] != qp["pdn"]:
             return WcStatus.LOC_QP_OP_ERR
     if (opcode == WrOpcode.ATOMIC_CMP_AND_SWP or opcode == WrOpcode.ATOMIC_FETCH_AND_ADD) and length != 8:
+        return WcStatus.LOC_LEN_ERR
+    if opcode == WrOpcode.RDMA_READ and length > i64(qp["pmtu"]) * _MAX_SPAN:
         return WcStatus.LOC_LEN_ERR
     if _is_rd_atomic(opcode) and qp["max_rd_atomic"] == 0:
         return WcStatus.LOC_QP_OP_ERR
@@ -267,8 +270,11 @@ def _may_send(qp, wqe):
     if i64(qp["req_off"]) == 0 or _is_rd_atomic(i64(wqe["opcode"])):
         if (i64(wqe["flags"]) & _FENCE) and i64(qp["rd_out"]) > 0:  # o10-10, 10.8.3.3
             return False
-        if _is_rd_atomic(i64(wqe["opcode"])) and i64(qp["rd_out"]) >= i64(qp["max_rd_atomic"]):
-            return False
+        if _is_rd_atomic(i64(wqe["opcode"])):
+            if i64(qp["rd_out"]) >= i64(qp["max_rd_atomic"]):
+                return False
+            # a long READ waits until its last PSN is still ahead of the oldest one outstanding (9.7.2)
+            return psn_diff(psn_add(i64(wqe["last_psn"]), 1), i64(qp["una_psn"])) > 0
     return True
 
 

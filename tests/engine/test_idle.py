@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(600)  # the first one compiles
 ROOT = Path(__file__).resolve().parent.parent.parent
 BUDGET = 2048  # bytes of memory per idle QP
 

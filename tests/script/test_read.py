@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from softrnic.counters import C
-from softrnic.verbs import Access, EventType, Mtu, WcOpcode, WcStatus, WrOpcode
+from softrnic.verbs import Access, EventType, Mtu, QpCap, Sge, WcOpcode, WcStatus, WrOpcode
 from tests.script.harness import FENCE, MS, PAGE, PEER_RKEY, PEER_VA, SIGNALED, Nak, Op, Script, nak
 from tests.script.messages import edges
 
@@ -113,6 +114,68 @@ def test_max_rd_atomic_zero() -> None:
         s.post(READ, 1, wr_id=1)
         s.expect_nothing()
         s.sent(1, WcStatus.LOC_QP_OP_ERR)
+
+
+def test_as_many_as_a_device_may_have_outstanding() -> None:
+    """11.2.5.2: 128 READs at a time, and the 129th after the first answer."""
+    with Script(max_rd_atomic=128, cap=QpCap(256, 1), cqe=256) as s:
+        for i in range(130):
+            s.post(READ, 1, at=i, wr_id=i)
+        assert [p.psn for p in s.flush_wire()] == list(range(100, 228))
+        for i in range(130):
+            answer(s, bytes([i]), 100 + i)
+            s.sent(i)
+            assert [p.psn for p in s.flush_wire()] == ([228 + i] if i < 2 else [])
+        assert s.memory(0, 130) == bytes(range(130))
+
+
+def at_path_mtu_256(s: Script, length: int) -> Sge:
+    """An SGE of gigabytes that nobody touches."""
+    mr = s.pd.reg_mr(np.zeros(length, np.uint8))
+    return mr.sge()
+
+
+def test_read_may_not_span_half_of_all_psns() -> None:
+    """9.7.2: PSNs 2^23 apart cannot be told to be before or after: 2 GiB at 256 bytes is one packet too long."""
+    with Script() as s:
+        s.post(READ, wr_id=1, sges=[at_path_mtu_256(s, 1 << 31)])
+        s.expect_nothing()
+        s.sent(1, WcStatus.LOC_LEN_ERR)
+
+
+def test_the_longest_read() -> None:
+    """9.7.2: it is sent when nothing else is outstanding, and nothing after it before it is answered."""
+    length = ((1 << 23) - 1) * 256
+    with Script(psn=0x900000) as s:
+        s.post(WrOpcode.SEND, 1, wr_id=1)
+        s.post(READ, wr_id=2, sges=[at_path_mtu_256(s, length)])
+        s.post(WrOpcode.SEND, 1, wr_id=3)
+        s.expect(Op.SEND_ONLY, psn=0x900000)
+        s.expect_nothing()
+        s.ack(0x900000)
+        s.sent(1)
+        s.expect(Op.READ_REQUEST, psn=0x900001, dmalen=length)
+        s.expect_nothing()
+        s.inject(Op.READ_RESPONSE_FIRST, 0x900001, bytes(256))
+        s.inject(Op.READ_RESPONSE_MIDDLE, 0x900002, bytes(256))
+        s.nothing_completed()
+        assert s.count(C.DROP_GHOST_ACK) == 0
+        s.nak(0x900003, Nak.PSN_SEQUENCE_ERROR)
+        s.expect(Op.READ_REQUEST, psn=0x900003, dmalen=length - 512)
+        s.expect_nothing()
+        s.nak(0x900003, Nak.REMOTE_ACCESS_ERROR)
+        s.sent(2, WcStatus.REM_ACCESS_ERR)
+        s.sent(3, WcStatus.WR_FLUSH_ERR)
+
+
+@pytest.mark.parametrize("opcode", [WrOpcode.SEND, WrOpcode.RDMA_WRITE, READ])
+def test_more_than_two_gibibytes(opcode: WrOpcode) -> None:
+    """9.7.7.1.3, C9-92: no message is longer than 2^31 bytes, however many SGEs it takes."""
+    with Script(mtu=Mtu.MTU_4096) as s:
+        sge = at_path_mtu_256(s, (1 << 30) + 1)
+        s.post(opcode, wr_id=1, sges=[sge, sge])
+        s.expect_nothing()
+        s.sent(1, WcStatus.LOC_LEN_ERR)
 
 
 def test_fence() -> None:
@@ -388,6 +451,22 @@ def test_one_read_more_than_agreed() -> None:
         s.expect(Op.READ_RESPONSE_ONLY, psn=500)
         s.expect(Op.READ_RESPONSE_ONLY, psn=501)
         s.expect_nak(502, Nak.INVALID_REQUEST)
+        s.expect_event(EventType.QP_REQ_ERR)
+
+
+def test_as_many_reads_as_a_device_remembers() -> None:
+    """11.2.5.2: 128 READs wait for their answers, all can be replayed, and one more is too many."""
+    with Script(max_dest_rd_atomic=128) as s:
+        for _ in range(2):
+            for i in range(128):
+                s.inject(Op.READ_REQUEST, 500 + i, va=s.va + i, dmalen=1)
+            got = s.flush_wire()
+            assert [(p.psn, p.payload) for p in got] == [(500 + i, s.memory(i, 1)) for i in range(128)]
+        for i in range(129):
+            s.inject(Op.READ_REQUEST, 628 + i, va=s.va + i, dmalen=1)
+        got = s.flush_wire()
+        assert len(got) == 129
+        assert (got[-1].psn, got[-1].syndrome) == (756, nak(Nak.INVALID_REQUEST))
         s.expect_event(EventType.QP_REQ_ERR)
 
 

@@ -574,6 +574,25 @@ def test_no_receive_posted(code: int) -> None:
         assert s.count(C.SEND_RNR_ERR) == 2
 
 
+def test_receive_posted_before_the_answer_left() -> None:
+    """9.7.5.2.8: a NAK that is overtaken by the packet it asks for is not sent any more."""
+    with Script() as s:
+        s.inject(Op.SEND_ONLY, 500, b"a", ackreq=1)
+        s.post_recv(10, wr_id=1)
+        s.inject(Op.SEND_ONLY, 500, b"a", ackreq=1)
+        s.received(1)
+        s.expect_ack(psn=500, msn=1)
+
+
+def test_gap_closed_before_the_answer_left() -> None:
+    """9.7.5.2.8: the same for a sequence error."""
+    with Script() as s:
+        s.inject(Op.WRITE_ONLY, 501, b"b")
+        s.inject(Op.WRITE_ONLY, 500, b"a")
+        s.inject(Op.WRITE_ONLY, 501, b"b", ackreq=1)
+        s.expect_ack(psn=501, msn=2)
+
+
 def test_rnr_again_while_there_is_no_receive() -> None:
     """9.7.5.2.8: every retry is answered."""
     with Script() as s:
