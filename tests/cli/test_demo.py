@@ -160,14 +160,14 @@ def test_same_seed_same_data() -> None:
     assert source(3) == source(3) != source(4)
 
 
-@pytest.mark.parametrize("shortest", [0, 16])
+@pytest.mark.parametrize(("edges", "shortest"), [(job.EDGES, 3), ((1023, 4096), 16)])
 @pytest.mark.parametrize("nbytes", [1, 3, 31, 32, 1000, 70_000, 300_001])
-def test_messages_cover_every_byte_once(nbytes: int, shortest: int) -> None:
+def test_messages_cover_every_byte_once(nbytes: int, edges: tuple[int, ...], shortest: int) -> None:
     for seed in range(20):
-        spans = list(job._spans(np.random.default_rng(seed), nbytes, shortest))
+        spans = list(job._spans(np.random.default_rng(seed), nbytes, edges, shortest))
         assert [offset for offset, _ in spans] == [sum(length for _, length in spans[:i]) for i in range(len(spans))]
         assert sum(length for _, length in spans) == nbytes
-        assert all(length >= min(shortest, nbytes) for _, length in spans)
+        assert all(length in edges or length >= min(shortest, nbytes) for _, length in spans)
 
 
 # --- interrupted ----------------------------------------------------------------------------------------------

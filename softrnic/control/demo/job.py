@@ -7,7 +7,7 @@ what kind of wire the hosts are on, or whether it is a good one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +19,12 @@ from softrnic.errors import SoftRnicError
 from softrnic.spec import PSN_MASK
 from softrnic.verbs import Cq, Mr, Pd, Qp, QpType, RecvWr, SendWr, Sge, Wc, WcFlags, WrOpcode
 
-EDGES = (0, 1, 3, 1023, 1024, 1025, 4095, 4096, 4097, 65535)  # bytes of the first messages
+EDGES = (0, 3, 1023, 1024, 1025, 4095, 4096, 4099, 65535)  # bytes of the first messages
 LARGEST = 1 << 20  # bytes of the others: spread evenly over the orders of magnitude up to it
-SHORTEST_SEND = 16  # tshark 4.0 takes a SEND of less for a malformed message of RPC over RDMA
+# What tshark 4.0 would take for another protocol, and then for a malformed packet of it, is not sent: a SEND of less
+# than 16 bytes (RPC over RDMA), and two bytes with zeros behind them (an EtherType), be the zeros data or padding.
+SHORTEST_SEND, SHORTEST_PACKET, LOWEST_BYTE = 16, 3, 1
+PACKET = 4096
 WORDS = 64  # that atomics work on, on each host
 ATOMICS = 2000
 TIMEOUT = 14  # of an ACK: 67 ms, which even a busy machine keeps
@@ -75,7 +78,7 @@ class Side:
         self.send_cq: Cq = host.device.create_cq(2 * WINDOW)
         self.recv_cq: Cq = host.device.create_cq(2 * WINDOW)
         self.qp: Qp = self.pd.create_qp(QpType.RC, self.send_cq, self.recv_cq, CAP)
-        self.source = self._register(rng.integers(0, 256, nbytes, np.uint8))
+        self.source = self._register(rng.integers(LOWEST_BYTE, 256, nbytes, np.uint8))
         self.sink = self._register(np.full(nbytes, 0, np.uint8))  # full: no page is touched for the first time later
         self.words = self._register(rng.integers(0, 1 << 64, WORDS, np.uint64))
         self.originals = self._register(np.zeros(ATOMICS, np.uint64))
@@ -114,8 +117,9 @@ class Job:
     def __init__(self, hosts: tuple[Host, Host], *, nbytes: int, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
         self._a, self._b = (Side(host, self._rng, nbytes) for host in hosts)
-        self._spans = list(_spans(self._rng, nbytes, 0))
-        self._send_spans = list(_spans(self._rng, nbytes, SHORTEST_SEND))
+        self._spans = list(_spans(self._rng, nbytes, EDGES, SHORTEST_PACKET))
+        edges = [edge for edge in EDGES if edge >= SHORTEST_SEND]
+        self._send_spans = list(_spans(self._rng, nbytes, edges, SHORTEST_SEND))
         self._nbytes = nbytes
         first_psns = (int(self._rng.integers(0, PSN_MASK)), int(self._rng.integers(0, PSN_MASK)))
         connect_pair(self._a.qp, self._b.qp, timeout=TIMEOUT, psn=first_psns)
@@ -227,15 +231,20 @@ def _differing(expected: np.ndarray, found: np.ndarray) -> int:
     return int(np.count_nonzero(expected.view(np.uint8) != found.view(np.uint8)))
 
 
-def _spans(rng: np.random.Generator, nbytes: int, shortest: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of messages that together make up `nbytes`, none shorter than `shortest` if there are two."""
+def _spans(rng: np.random.Generator, nbytes: int, edges: Sequence[int], shortest: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of messages that together make up `nbytes`: `edges` as far as they fit, then others.
+
+    Those are not shorter than `shortest`, unless all is.
+    """
     offset = 0
-    for length in (edge for edge in EDGES if edge >= shortest):
+    for length in edges:
         if offset + length + shortest <= nbytes:
             yield offset, length
             offset += length
     while offset < nbytes:
-        length = int(2 ** rng.uniform(math.log2(max(1, shortest)), math.log2(LARGEST)))
+        length = int(2 ** rng.uniform(math.log2(shortest), math.log2(LARGEST)))
+        if 0 < length % PACKET < SHORTEST_PACKET:
+            length += SHORTEST_PACKET
         if offset + length + shortest > nbytes:
             length = nbytes - offset
         yield offset, length
