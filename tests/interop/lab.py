@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from netio import netns
-from netio.fault import NO_FAULTS, FaultPort, Faults
+from netio.fault import FaultPort, Faults
 from netio.pcap import PcapPort
 from netio.port import Port
 from softrnic.control.host import Host, Wrap, open_raw, open_tap
@@ -57,22 +61,22 @@ class Lab:
         self,
         *,
         capture: Path | None = None,
-        tx: Faults = NO_FAULTS,
-        rx: Faults = NO_FAULTS,
+        faults: tuple[Faults, Faults] | None = None,
         seed: int = 1,
         tap: bool = False,
         version: int = 4,
     ) -> Iterator[Host]:
         """A new host of ours. Without faults and capture its port is bare, and pumped by compiled code.
 
-        tx, rx: what befalls packets that we send, and that we receive. The capture has what is on the wire.
+        faults: what befalls packets that we send, and that we receive. The capture has what is on the wire. The
+        outermost part of the host's port is then a FaultPort, whose faults may be changed while it runs.
         tap: the host is the user side of a tap with the address TAP[version], and answers ARP and ND itself.
         """
 
         def wrap(port: Port) -> Port:
             if capture:
                 port = PcapPort(port, capture)
-            return port if tx == rx == NO_FAULTS else FaultPort(port, tx=tx, rx=rx, seed=seed)
+            return FaultPort(port, tx=faults[0], rx=faults[1], seed=seed) if faults else port
 
         with self._open_tap(version, wrap) if tap else open_raw(IFNAME, ns=self._namespace, wrap=wrap) as host:
             yield host
@@ -97,6 +101,18 @@ class Lab:
         with self._namespace.entered():
             return socket.create_connection((GUEST[4], port), ACCEPT_SECONDS)
 
+    @contextlib.contextmanager
+    def softrnic(self, *words: str) -> Iterator[subprocess.Popen[str]]:
+        """The command line in a process of its own, beside sr0; killed at the end if it still runs."""
+        program = [sys.executable, "-c", "from softrnic.control.cli import main; raise SystemExit(main())", *words]
+        entering = ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self._namespace.fd}", *program]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        with subprocess.Popen(entering, **pipes) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
     # --- the guest ------------------------------------------------------------------------------------------
 
     def gid_index(self, version: int) -> int:
@@ -112,6 +128,11 @@ class Lab:
             else:
                 self.guest.wait_listening(process, port)
             yield process
+
+    def switch_drops(self) -> int:
+        """Packets that the bridge had no room for, on any of its ports."""
+        links = json.loads(self.segment.run("ip", "-j", "-s", "link", "show", "master", self.segment.bridge))
+        return sum(link["stats64"]["tx"]["dropped"] for link in links)
 
     def versions(self) -> dict[str, str]:
         """What the peer is."""
