@@ -1,4 +1,4 @@
-"""Which stretches of a table are free: a buddy allocator over slot numbers, and a pool of single ones.
+"""Which stretches of a table are free: a buddy allocator over slot numbers, and pools of single ones.
 
 Pure book-keeping for the control path; knows nothing of what lies in the slots.
 """
@@ -65,3 +65,34 @@ class Pool:
     def free(self, slot: int) -> None:
         """Give a slot back."""
         self._freed.append(slot)
+
+
+class Numbers(Pool):
+    """A pool from which the caller may also take a number of its choice."""
+
+    def __init__(self, first: int, size: int, what: str) -> None:
+        super().__init__(first, size, what)
+        self._used: set[int] = set()
+
+    def alloc(self) -> int:
+        number = super().alloc()
+        while number in self._used:  # fresh, but somebody has taken it; it comes back when that one is freed
+            number = super().alloc()
+        self._used.add(number)
+        return number
+
+    def take(self, number: int) -> int:
+        """This very number; EEXIST when it is taken, EINVAL when there is no such number."""
+        if not 0 <= number < self._size:
+            raise VerbsError(errno.EINVAL, f"{self._what} are numbered 0 to {self._size - 1}, not {number}")
+        if number in self._used:
+            raise VerbsError(errno.EEXIST, f"number {number} of {self._what} is taken")
+        if number < self._fresh:
+            self._freed.remove(number)
+        self._used.add(number)
+        return number
+
+    def free(self, slot: int) -> None:
+        self._used.discard(slot)
+        if slot < self._fresh:  # else alloc has not come to it yet
+            super().free(slot)

@@ -2,7 +2,8 @@
 
 Objects are made through the verbs with their numbers pinned, so every check of creation is made again; then the
 parts that no verb sets - queues, PSNs, what is under way - are written into their records, after check.py has
-seen them. The device hears nothing until the end: its addresses come last.
+seen them. The engine may be busy with other functions meanwhile: it passes over a QP without a type, which is given
+last, and the device hears nothing until the end, when its addresses come to life.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class Restored:
 def restore(device: Device, data: bytes, memory: Memory) -> Restored:
     """Make what `save` has saved on an empty device; its QPs are suspended until `device.resume()`.
 
-    `memory` gives each region its bytes, by name or by looking at it; the length must be the same.
+    `memory` gives each region its bytes, by name or by looking at it; the length must be the same. Other functions of
+    the adapter go on meanwhile.
     """
     if device.pds or device.cqs or device.qps or device.gids:
         raise VerbsError(errno.EBUSY, f"device {device.name} is not empty")
@@ -65,14 +67,16 @@ def restore(device: Device, data: bytes, memory: Memory) -> Restored:
         raise StateError("$", f"{len(data)} bytes")
     states = _decode(data)
     loader = _Loader(device, states, memory)
-    before = copy.deepcopy((device.pools, device.slabs)), device.numbering, device.node_guid
+    numbers = copy.deepcopy((device.cq_numbers, device.srq_numbers))
+    before = device.numbering, device.node_guid
     try:
         loader.run()
     except BaseException:
         device.close()
         for index in list(device.gids):
             device.del_gid(index)
-        (device.pools, device.slabs), device.numbering, device.node_guid = before
+        device.cq_numbers, device.srq_numbers = numbers
+        device.numbering, device.node_guid = before
         raise
     return loader.made
 
@@ -129,11 +133,12 @@ class _Loader:
             self._make_qp(qp, f"$.qps[{i}]")
         for i, window in enumerate(self.mem.windows):
             self._bind(window, f"$.windows[{i}]")
-        self._note_events()
-        for row in COUNTERS:
-            self.device.record["counters"][row.counter] = self.counters.get(row.name, 0)
-        for gid in self.head.gids:
-            self.device.record["gids"][gid.index]["valid"] = 1
+        self._note_events(self._events())
+        self.device.numbering = self.head.next_qpn, self.head.key_variant
+        if len(self.device.adapter.functions) == 1:  # else they are others' too
+            for row in COUNTERS:
+                self.device.record["counters"][row.counter] = self.counters.get(row.name, 0)
+        self.device.hear(True)
 
     def _make_device(self) -> None:
         require(self.head.next_qpn > 1, "$.next_qpn", "no number for a QP")
@@ -141,7 +146,7 @@ class _Loader:
         for i, gid in enumerate(self.head.gids):
             with _at(f"$.gids[{i}]"):
                 self.device.add_gid(_ip(gid.ip), gid.mac, gid.vlan, index=gid.index)
-            self.device.record["gids"][gid.index]["valid"] = 0
+        self.device.hear(False)
 
     def _pd(self, ordinal: int, path: str) -> Pd:
         require(ordinal < len(self.made.pds), f"{path}.pd", f"there is no PD {ordinal}")
@@ -275,6 +280,7 @@ class _Loader:
                 srq=None if saved.srq is None else made.srqs[saved.srq], sq_sig_all=saved.sq_sig_all, qpn=saved.qpn,
             )  # fmt: skip
         made.qps[saved.qpn] = qp
+        qp.record["type"] = 0
         require(qp.cap == cap, f"{path}.cap", f"{cap} would become {qp.cap}")
         with _at(path):
             self._configure(qp, saved)
@@ -286,6 +292,8 @@ class _Loader:
         q["access"] = saved.access
         q["state"] = QpState.SUSPENDED if saved.suspended else saved.state
         q["resume_to"] = saved.state
+        q["type"] = saved.type
+        self.device.ring_doorbell(qp.index)  # one in its error state may have something to flush
 
     def _configure(self, qp: Qp, saved: schema.Qp) -> None:
         """As far as the QP had come, through the state machine."""
@@ -385,10 +393,9 @@ class _Loader:
 
     # --- events ---
 
-    def _note_events(self) -> None:
-        """Into the engine's ring, in the order they came."""
-        made, record = self.made, self.device.record
-        record["event_cons"] = record["event_prod"] = 0
+    def _events(self) -> list[tuple[int, int]]:
+        """Type and index of each, in the order they came."""
+        made, found = self.made, []
         for i, saved in enumerate(self.events):
             path = f"$.events[{i}]"
             require(saved.type in list(EventType) and saved.type != EventType.PAGE_FAULT, path, "no such event")
@@ -397,9 +404,18 @@ class _Loader:
             else:
                 table = made.srqs if saved.type in (EventType.SRQ_ERR, EventType.SRQ_LIMIT_REACHED) else made.qps
             require(saved.number in table, f"{path}.number", f"there is no object {saved.number}")
-            record["events"][i & (EVENT_ENTRIES - 1)] = (saved.type, table[saved.number].index, 0)
-            record["event_prod"] = i + 1
-        self.device.numbering = self.head.next_qpn, self.head.key_variant
+            found.append((saved.type, table[saved.number].index))
+        return found
+
+    def _note_events(self, events: list[tuple[int, int]]) -> None:
+        """Into the engine's ring, behind what is there."""
+        record = self.device.record
+        with self.device.quiesced():
+            room = EVENT_ENTRIES - int(record["event_prod"] - record["event_cons"])
+            require(len(events) <= room, "$.events", f"{len(events)}, the device has room for {room}")
+            for i, (kind, index) in enumerate(events, int(record["event_prod"])):
+                record["events"][i & (EVENT_ENTRIES - 1)] = (kind, index, 0)
+            record["event_prod"] += len(events)
 
 
 def _ip(gid: bytes) -> IpAddress:

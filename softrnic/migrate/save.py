@@ -23,16 +23,16 @@ from softrnic.qp.cq import CQ_OVERRUN
 from softrnic.qp.psn import psn_diff
 from softrnic.spec import EventType, Mtu, QpState, QpType, SendFlags, WrOpcode
 from softrnic.verbs import Ah, AhAttr, Cq, Device, Mr, Mw, Pd, Qp, Srq
-from softrnic.verbs.device import IDENTITY_SPACE, gid_bytes
+from softrnic.verbs.adapter import IDENTITY_SPACE
+from softrnic.verbs.device import gid_bytes
 
 _IMM = (WrOpcode.RDMA_WRITE_WITH_IMM, WrOpcode.SEND_WITH_IMM, WrOpcode.SEND_WITH_INV)
 _ATOMICS = (WrOpcode.ATOMIC_CMP_AND_SWP, WrOpcode.ATOMIC_FETCH_AND_ADD)
 _BINDS = (WrOpcode.BIND_MW, WrOpcode.REG_MR)
-_INTERNAL = (EventType.CQ_NOTIFY, EventType.PAGE_FAULT)
 
 
 def save(device: Device, names: Mapping[int, str] | None = None) -> bytes:
-    """The state of a device that is suspended and settled, else EBUSY.
+    """The state of a device - one function, if its adapter has several - that is suspended and settled, else EBUSY.
 
     `names` maps the key of a region to the name under which `restore` will be given its bytes; a region without
     one is called by its key, as in "0x101". Polling, posting and destroying must wait until this returns.
@@ -78,10 +78,14 @@ class _Saver:
             ),
             4: schema.QpState(qps=[self.qp(q) for q in device.qps.values()]),
             5: schema.EventState(events=self.events()),
-            6: schema.CounterState(
-                counters={r.name: n for r in COUNTERS if (n := int(device.record["counters"][r.counter]))}
-            ),
+            6: schema.CounterState(counters=self.counters()),
         }
+
+    def counters(self) -> dict[str, int]:
+        """Those of the adapter, if all it counts was for this function."""
+        if len(self.device.adapter.functions) > 1:
+            return {}
+        return {r.name: n for r in COUNTERS if (n := int(self.device.record["counters"][r.counter]))}
 
     def device_state(self) -> schema.DeviceState:
         device = self.device
@@ -292,12 +296,7 @@ class _Saver:
         for i in range(int(record["event_cons"]), int(record["event_prod"])):
             noted = record["events"][i & (EVENT_ENTRIES - 1)]
             kind, index = EventType(int(noted["type"])), int(noted["index"])
-            if kind == EventType.CQ_NOTIFY:
-                number = index if index in device.cqs else None
-            elif kind in _INTERNAL:
-                number = None
-            else:
-                number = _number(device.element(kind, index))
+            number = None if kind == EventType.PAGE_FAULT else _number(device.element(kind, index))
             if number is not None:
                 found.append(schema.Event(type=int(kind), number=number))
         return found

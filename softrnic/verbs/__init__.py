@@ -23,8 +23,9 @@ from softrnic.spec import (
     WcStatus,
     WrOpcode,
 )
+from softrnic.verbs.adapter import PortAttr
 from softrnic.verbs.cq import Cq, Wc
-from softrnic.verbs.device import AsyncEvent, Device, DeviceAttr, PortAttr
+from softrnic.verbs.device import AsyncEvent, Device, DeviceAttr
 from softrnic.verbs.pd import Ah, AhAttr, Mr, Mw, Pd
 from softrnic.verbs.qp import Qp, QpCap
 from softrnic.verbs.srq import Srq

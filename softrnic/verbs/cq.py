@@ -6,6 +6,7 @@ import asyncio
 import errno
 import threading
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -52,30 +53,26 @@ class Cq:
         if not 0 < cqe <= device.attr.max_cqe:
             raise VerbsError(errno.EINVAL, f"cqe must be 1 to {device.attr.max_cqe}, not {cqe}")
         self.device = device
-        self.index = device.pools.cqs.alloc() if cqn is None else device.pools.cqs.take(cqn)
+        self.cqn = device.cq_numbers.alloc() if cqn is None else device.cq_numbers.take(cqn)
         self.size = 1 << max(0, cqe - 1).bit_length()
         self.users = 0
         self._condition = threading.Condition()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
-        self._record = device.record["cqs"][self.index]
-        try:
+        with ExitStack() as undo:
+            undo.callback(device.cq_numbers.free, self.cqn)
+            self.index = device.pools.cqs.alloc()
+            undo.callback(device.pools.cqs.free, self.index)
             base = device.slabs.cqes.alloc(self.size)
-        except VerbsError:
-            device.pools.cqs.free(self.index)
-            raise
+            undo.pop_all()
+        self._record = device.record["cqs"][self.index]
         with device.quiesced():
             self._record["base"] = base
             self._record["mask"] = self.size - 1
             self._record["prod"] = self._record["cons"] = 0
             self._record["armed"] = 0
-            self._record["cqn"] = self.index
+            self._record["cqn"], self._record["func"] = self.cqn, device.func
             self._record["state"] = CQ_READY
         device.cqs[self.index] = self
-
-    @property
-    def cqn(self) -> int:
-        """CQ number."""
-        return self.index
 
     @property
     def alive(self) -> bool:
@@ -183,6 +180,7 @@ class Cq:
             self._record["state"] = 0
             self.device.slabs.cqes.free(int(self._record["base"]), self.size)
         self.device.pools.cqs.free(self.index)
+        self.device.cq_numbers.free(self.cqn)
         self._record = np.zeros(1, CQ)[0]  # for ever empty: the place may soon be another CQ's
 
     def __enter__(self) -> Cq:

@@ -1,8 +1,7 @@
-"""The device: its engine, its addresses, its capacities, and the events it hands out."""
+"""The device: one function of an adapter, with its addresses, its capacities, its numbers and its events."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import ipaddress
 from collections import deque
@@ -16,15 +15,14 @@ import numpy as np
 
 from softrnic import layout
 from softrnic.counters import COUNTERS, C
-from softrnic.engine import Engine
 from softrnic.errors import VerbsError
 from softrnic.hash import hash_insert, hash_remove
-from softrnic.layout import SpaceKind
 from softrnic.mem.mr import key_of
 from softrnic.qp import admin
 from softrnic.qp.inbound import qpn_key
-from softrnic.slab import Pool, Slab
+from softrnic.slab import Numbers
 from softrnic.spec import EventType, QpState
+from softrnic.verbs.adapter import Adapter, PortAttr, Shared
 from softrnic.verbs.cq import Cq
 
 if TYPE_CHECKING:
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from softrnic.verbs.srq import Srq
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-IDENTITY_SPACE = 0  # the address space of this process
 
 
 class DeviceCap(IntFlag):
@@ -91,18 +88,6 @@ class DeviceAttr:
     phys_port_cnt: int = 1
 
 
-@dataclass(frozen=True)
-class PortAttr:
-    """ibv_port_attr, as far as RoCE has it."""
-
-    state: str = "PORT_ACTIVE"
-    max_mtu: int = 4096
-    active_mtu: int = 4096
-    gid_tbl_len: int = layout.MAX_GID
-    max_msg_sz: int = 1 << 31
-    link_layer: str = "Ethernet"
-
-
 @dataclass(frozen=True, slots=True)
 class Gid:
     """One local address."""
@@ -120,88 +105,53 @@ class AsyncEvent(NamedTuple):
     element: Qp | Cq | Srq | Device | None
 
 
-class _Numbers(Pool):
-    """A pool from which the caller may also take a number of its choice."""
-
-    def __init__(self, first: int, size: int, what: str) -> None:
-        super().__init__(first, size, what)
-        self._used: set[int] = set()
-
-    def alloc(self) -> int:
-        number = super().alloc()
-        while number in self._used:  # fresh, but somebody has taken it; it comes back when that one is freed
-            number = super().alloc()
-        self._used.add(number)
-        return number
-
-    def take(self, number: int) -> int:
-        """This very number; EEXIST when it is taken, EINVAL when there is no such number."""
-        if not 0 <= number < self._size:
-            raise VerbsError(errno.EINVAL, f"{self._what} are numbered 0 to {self._size - 1}, not {number}")
-        if number in self._used:
-            raise VerbsError(errno.EEXIST, f"number {number} of {self._what} is taken")
-        if number < self._fresh:
-            self._freed.remove(number)
-        self._used.add(number)
-        return number
-
-    def free(self, slot: int) -> None:
-        self._used.discard(slot)
-        if slot < self._fresh:  # else alloc has not come to it yet
-            super().free(slot)
-
-
-class _Pools:
-    def __init__(self) -> None:
-        self.qps = Pool(0, layout.MAX_QP, "QPs")
-        self.cqs = _Numbers(0, layout.MAX_CQ, "CQs")
-        self.srqs = _Numbers(0, layout.MAX_SRQ, "SRQs")
-        self.mrs = Pool(1, layout.MAX_MR, "memory regions and windows")
-        self.ahs = Pool(0, layout.MAX_AH, "address handles")
-        self.pds = Pool(1, 1 << 15, "protection domains")
-
-
-class _Slabs:
-    def __init__(self) -> None:
-        self.wqes = Slab(layout.SQ_ENTRIES, "send WQEs")
-        self.rwqes = Slab(layout.RQ_ENTRIES, "receive WQEs")
-        self.sges = Slab(layout.SGE_ENTRIES, "scatter/gather entries")
-        self.cqes = Slab(layout.CQ_ENTRIES, "completions")
-        self.rd_res = Slab(layout.RD_ENTRIES, "READ and atomic resources")
-
-
 class Device:
     """ibv_context and ibv_device in one. All objects on it are made through it or its PDs.
 
-    `quiesced` is a context manager in which the engine stands still; whoever drives the engine in another thread
-    replaces it. `resolve_mac` maps a destination address to a MAC, for address handles that name none.
+    A device is a function of an adapter: alone on one of its own, or beside others (`create_function`) with which it
+    shares the engine and the port, and nothing else: addresses, QPNs, CQNs, SRQNs, keys and events are its own.
     """
 
-    def __init__(self, name: str = "sr0", *, node_guid: int = 0x0200_00FF_FE00_0001, func: int = 0) -> None:
+    # A context manager in which the engine stands still; whoever drives the engine in another thread replaces it.
+    quiesced = Shared[Callable[[], AbstractContextManager[None]]]()
+    # Wake whoever drives the engine, after a doorbell.
+    kick = Shared[Callable[[], None]]()
+    # From a destination address to a MAC, for address handles that name none.
+    resolve_mac = Shared[Callable[["Gid", IpAddress], bytes] | None]()
+    # A port that cannot choose UDP source ports says which it uses.
+    fixed_sport = Shared[int | None]()
+    port = Shared[PortAttr]()
+
+    def __init__(
+        self, name: str = "sr0", *, node_guid: int = 0x0200_00FF_FE00_0001, adapter: Adapter | None = None
+    ) -> None:
         self.name = name
         self.node_guid = node_guid
-        self.func = func
         self.attr = DeviceAttr()
-        self.port = PortAttr()
-        self.engine = Engine()
+        self.adapter = adapter or Adapter()
+        self.engine = self.adapter.engine
         self.record = self.engine.record
         self.cqes = self.record["cqes"]
-        self.pools = _Pools()
-        self.slabs = _Slabs()
+        self.pools = self.adapter.pools
+        self.slabs = self.adapter.slabs
+        self.cq_numbers = Numbers(0, layout.MAX_CQ, "CQs")
+        self.srq_numbers = Numbers(0, layout.MAX_SRQ, "SRQs")
         self.gids: dict[int, Gid] = {}
+        self._gid_slots: dict[int, int] = {}  # by GID index: where it lies in the adapter's table
         self.pds: dict[int, Pd] = {}
         self.cqs: dict[int, Cq] = {}
         self.srqs: dict[int, Srq] = {}
         self.qps: dict[int, Qp] = {}
         self.mrs: dict[int, Mr | Mw] = {}
         self.async_events: deque[AsyncEvent] = deque(maxlen=4096)
-        self.quiesced: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
-        self.kick: Callable[[], None] = _nothing  # wake whoever drives the engine, after a doorbell
-        self.resolve_mac: Callable[[Gid, IpAddress], bytes] | None = None
-        self.fixed_sport: int | None = None  # a port that cannot choose UDP source ports says which it uses
         self._next_qpn = 0x11
         self._key_variant = 0
-        self.record["spaces"][IDENTITY_SPACE]["kind"] = SpaceKind.IDENTITY
+        self.func = self.adapter.attach(self)
+
+    def create_function(self, name: str, *, node_guid: int | None = None) -> Device:
+        """Another function beside this one, empty: without an address nothing reaches it."""
+        guid = self.node_guid + len(self.adapter.functions) if node_guid is None else node_guid
+        return Device(name, node_guid=guid, adapter=self.adapter)
 
     def set_active_mtu(self, mtu: int) -> None:
         """The port carries packets with up to `mtu` bytes of payload."""
@@ -227,28 +177,37 @@ class Device:
         if vlan is not None and not 0 < vlan < 4095:
             raise VerbsError(errno.EINVAL, f"VLAN id {vlan} is not in 1 to 4094")
         if index is None:
-            index = next((i for i in range(layout.MAX_GID) if i not in self.gids), None)
+            index = next((i for i in range(layout.MAX_GID) if i not in self.gids), 0)
         elif not 0 <= index < layout.MAX_GID or index in self.gids:
             raise VerbsError(errno.EINVAL, f"GID index {index} is taken, or not below {layout.MAX_GID}")
-        if index is None:
-            raise VerbsError(errno.ENOSPC, f"the GID table has {layout.MAX_GID} entries")
+        owner = self.adapter.gid_owner(addr)
+        if owner not in (None, self):
+            raise VerbsError(errno.EADDRINUSE, f"{addr} is an address of {owner.name}")
+        slot = self.adapter.take_gid_slot()
         with self.quiesced():
-            record = self.record["gids"][index]
+            record = self.record["gids"][slot]
             record["ip"] = np.frombuffer(gid_bytes(addr), np.uint8)
             record["mac"] = np.frombuffer(mac, np.uint8)
             record["vlan"] = -1 if vlan is None else vlan
             record["func"] = self.func
             record["valid"] = 1
-            self.record["ngid"] = max(int(self.record["ngid"]), index + 1)
+            self.adapter.show_gid_slots()
+        self._gid_slots[index] = slot
         self.gids[index] = Gid(index, addr, bytes(mac), vlan)
         return index
+
+    def hear(self, hearing: bool) -> None:
+        """Whether packets to the addresses of this function reach it; they do unless somebody says no."""
+        with self.quiesced():
+            for slot in self._gid_slots.values():
+                self.record["gids"][slot]["valid"] = hearing
 
     def del_gid(self, index: int) -> None:
         """Give an address up; packets to it are dropped from now on."""
         if index not in self.gids:
             raise VerbsError(errno.EINVAL, f"GID index {index} is empty")
         with self.quiesced():
-            self.record["gids"][index]["valid"] = 0
+            self.adapter.free_gid_slot(self._gid_slots.pop(index))
         del self.gids[index]
 
     def query_gid(self, index: int) -> Gid:
@@ -363,16 +322,25 @@ class Device:
     # --- events and counters ---
 
     def dispatch_events(self) -> None:
-        """Hand what the engine has noted to CQ waiters and to `async_events`. Called by whoever drives the engine."""
+        """Hand what the engine has noted to CQ waiters and to `async_events`, of all functions.
+
+        Called by whoever drives the engine.
+        """
         for event in self.engine.events():
-            if event.type == EventType.CQ_NOTIFY:
-                cq = self.cqs.get(event.index)
-                if cq is not None:
-                    cq.notified()
-            elif event.type == EventType.PAGE_FAULT:
+            if event.type == EventType.PAGE_FAULT:
                 self.page_fault(event.index, event.arg)
-            elif (element := self.element(event.type, event.index)) is not None:  # else it is destroyed by now
-                self.async_events.append(AsyncEvent(event.type, element))
+            elif (owner := self.adapter.owner(event.type, event.index)) is not None:
+                owner.take_event(event.type, event.index)
+
+    def take_event(self, kind: EventType, index: int) -> None:
+        """One event of the engine, about an object of this function."""
+        element = self.element(kind, index)
+        if element is None:  # destroyed by now
+            return
+        if kind == EventType.CQ_NOTIFY:
+            self.cqs[index].notified()
+        else:
+            self.async_events.append(AsyncEvent(kind, element))
 
     def page_fault(self, space: int, addr: int) -> None:
         """A page of an address space is missing. Without a resolver nothing can be on demand, so this is a bug."""
@@ -380,7 +348,7 @@ class Device:
 
     def element(self, kind: EventType, index: int) -> Qp | Cq | Srq | None:
         """What an event of the engine is about, or None when it is gone."""
-        if kind == EventType.CQ_ERR:
+        if kind in (EventType.CQ_ERR, EventType.CQ_NOTIFY):
             return self.cqs.get(index)
         if kind in (EventType.SRQ_ERR, EventType.SRQ_LIMIT_REACHED):
             return self.srqs.get(index)
@@ -391,7 +359,7 @@ class Device:
         return self.async_events.popleft() if self.async_events else None
 
     def counters(self) -> dict[str, int]:
-        """Every counter by its name."""
+        """Every counter by its name; the functions of an adapter share them."""
         values = self.record["counters"]
         return {row.name: int(values[row.counter]) for row in COUNTERS}
 
@@ -400,11 +368,19 @@ class Device:
         return int(self.record["counters"][which])
 
     def close(self) -> None:
-        """Destroy everything on the device."""
+        """Destroy everything on the device; its addresses stay, and other functions are left alone."""
         for pd in list(self.pds.values()):
             pd.close()
         for cq in list(self.cqs.values()):
             cq.destroy()
+
+    def destroy(self) -> None:
+        """Close the device, give up its addresses and take it off its adapter."""
+        self.close()
+        for index in list(self.gids):
+            self.del_gid(index)
+        if self.adapter.functions.get(self.func) is self:
+            del self.adapter.functions[self.func]
 
     def __enter__(self) -> Device:
         return self
@@ -415,10 +391,6 @@ class Device:
     def walk_qps(self) -> Iterator[Qp]:
         """All QPs."""
         yield from self.qps.values()
-
-
-def _nothing() -> None:
-    """Nobody to wake: the engine is driven by hand."""
 
 
 def gid_bytes(addr: IpAddress) -> bytes:

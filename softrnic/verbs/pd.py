@@ -13,8 +13,9 @@ from softrnic import layout
 from softrnic.errors import VerbsError
 from softrnic.layout import MrKind
 from softrnic.spec import Access, QpType
+from softrnic.verbs.adapter import IDENTITY_SPACE
 from softrnic.verbs.cq import Cq
-from softrnic.verbs.device import IDENTITY_SPACE, Device, Gid, IpAddress
+from softrnic.verbs.device import Device, Gid, IpAddress
 from softrnic.verbs.wr import Sge
 from softrnic.wire.frame import build_av
 

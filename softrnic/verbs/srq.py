@@ -45,30 +45,27 @@ class Srq:
         self.device = device
         self.max_sge = max_sge
         self.users = 0
-        self.index = device.pools.srqs.alloc() if srqn is None else device.pools.srqs.take(srqn)
-        self._record = device.record["srqs"][self.index]
+        self.srqn = device.srq_numbers.alloc() if srqn is None else device.srq_numbers.take(srqn)
         with ExitStack() as undo:
+            undo.callback(device.srq_numbers.free, self.srqn)
+            self.index = device.pools.srqs.alloc()
             undo.callback(device.pools.srqs.free, self.index)
             base = device.slabs.rwqes.alloc(self.max_wr)
             undo.callback(device.slabs.rwqes.free, base, self.max_wr)
             sge_base = device.slabs.sges.alloc(self.max_wr * max_sge)
             undo.pop_all()
+        self._record = device.record["srqs"][self.index]
         with device.quiesced():
             self._record["base"], self._record["sge_base"] = base, sge_base
             self._record["sge_max"] = max_sge
             self._record["mask"] = self.max_wr - 1
             self._record["prod"] = self._record["head"] = 0
             self._record["pdn"] = pd.pdn
-            self._record["srqn"] = self.index
+            self._record["srqn"], self._record["func"] = self.srqn, device.func
             self._record["limit"] = limit
             self._record["state"] = 1
         device.srqs[self.index] = self
         pd.users += 1
-
-    @property
-    def srqn(self) -> int:
-        """SRQ number."""
-        return self.index
 
     @property
     def alive(self) -> bool:
@@ -117,6 +114,7 @@ class Srq:
             self.device.slabs.rwqes.free(int(self._record["base"]), self.max_wr)
             self.device.slabs.sges.free(int(self._record["sge_base"]), self.max_wr * self.max_sge)
         self.device.pools.srqs.free(self.index)
+        self.device.srq_numbers.free(self.srqn)
         self.pd.users -= 1
 
     def __enter__(self) -> Srq:

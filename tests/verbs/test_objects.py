@@ -12,6 +12,7 @@ import pytest
 
 from softrnic import layout
 from softrnic.errors import VerbsError
+from softrnic.slab import Numbers
 from softrnic.verbs import (
     Access,
     AhAttr,
@@ -30,7 +31,6 @@ from softrnic.verbs import (
     Srq,
     WrOpcode,
 )
-from softrnic.verbs.device import _Numbers
 from tests.pairs import ALL_ACCESS, MAC
 
 RC, UC, UD, GSI = QpType.RC, QpType.UC, QpType.UD, QpType.GSI
@@ -67,10 +67,11 @@ def books(device: Device) -> dict[str, Any]:
     slabs = {name: [sorted(level) for level in slab._free] for name, slab in vars(device.slabs).items()}
     pools = {}
     for name, pool in vars(device.pools).items():
-        pools[name] = (set(range(pool._fresh)) - set(pool._freed), sorted(getattr(pool, "_used", ())))
+        pools[name] = set(range(pool._fresh)) - set(pool._freed)
+    numbers = [sorted(n._used) for n in (device.cq_numbers, device.srq_numbers)]
     maps = {name: sorted(getattr(device, name)) for name in ("pds", "cqs", "srqs", "qps", "mrs")}
     hashes = {name: int((device.record[name]["key"] != 0).sum()) for name in ("qpn_hash", "key_hash")}
-    return copy.deepcopy({"slabs": slabs, "pools": pools, "maps": maps, "hashes": hashes})
+    return copy.deepcopy({"slabs": slabs, "pools": pools, "numbers": numbers, "maps": maps, "hashes": hashes})
 
 
 # --- limits of creation ---------------------------------------------------------------------------------------
@@ -524,7 +525,7 @@ def test_number_pool_never_gives_one_number_twice() -> None:
     rng = random.Random(7)
     for _ in range(200):
         size = rng.randint(1, 9)
-        pool, used = _Numbers(0, size, "things"), set()
+        pool, used = Numbers(0, size, "things"), set()
         for _ in range(60):
             choice = rng.random()
             if choice < 0.35:
