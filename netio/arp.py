@@ -1,5 +1,6 @@
-"""Address resolution for ports whose user side is the NIC itself: ARP (RFC 826), IPv6 ND (RFC 4861).
+"""Address resolution for addresses that no kernel answers for: ARP (RFC 826), IPv6 ND (RFC 4861).
 
+Those are all addresses of a port whose user side is the NIC itself, and those of the functions of any port.
 `Neighbours` decides who has which Ethernet address, and says what to send; no I/O, time is an argument.
 `NeighbourPort` puts one behind a bare port: the port's kernel sets ARP and ND frames aside (netio/slow.py).
 
@@ -59,7 +60,7 @@ def multicast_mac(address: IpAddress) -> bytes:
 
 @dataclass
 class Neighbours:
-    """ARP and ND of one port: answers for `addresses`, finds others."""
+    """ARP and ND of one port: answers for `addresses`, finds others. `mac` is that of every address without its own."""
 
     mac: bytes
     addresses: list[IpInterface] = field(default_factory=list)
@@ -69,6 +70,28 @@ class Neighbours:
 
     def __post_init__(self) -> None:
         self._cache: OrderedDict[IpAddress, _Entry] = OrderedDict()
+        self._macs: dict[IpAddress, bytes] = {}
+
+    # --- our own --------------------------------------------------------------------------------------------
+
+    def add(self, address: IpInterface, mac: bytes) -> None:
+        """Answer for one more address from now on, which has an Ethernet address of its own."""
+        self.remove(address.ip)
+        self.addresses.append(address)
+        self._macs[address.ip] = mac
+        self._cache.pop(address.ip, None)
+
+    def remove(self, ip: IpAddress) -> None:
+        """Answer for this address no more."""
+        self.addresses = [own for own in self.addresses if own.ip != ip]
+        self._macs.pop(ip, None)
+
+    def mac_of(self, ip: IpAddress) -> bytes:
+        """The Ethernet address of an address of ours."""
+        return self._macs.get(ip, self.mac)
+
+    def _owns(self, address: IpAddress) -> bool:
+        return any(own.ip == address for own in self.addresses)
 
     # --- asking ---------------------------------------------------------------------------------------------
 
@@ -84,8 +107,8 @@ class Neighbours:
         """The Ethernet address on the way to `address`, if it is known. resolve() asks for it."""
         if address.is_multicast:
             return multicast_mac(address)
-        if any(own.ip == address for own in self.addresses):
-            return self.mac
+        if self._owns(address):
+            return self.mac_of(address)
         entry = self._cache.get(hop) if (hop := self.next_hop(address)) else None
         return entry.mac if entry and now < entry.expires else None
 
@@ -123,7 +146,7 @@ class Neighbours:
             yield self._arp(_ARP_REQUEST, own, bytes(6), hop, BROADCAST)
         else:
             group = ipaddress.IPv6Address(b"\xff\x02" + bytes(9) + b"\x01\xff" + hop.packed[13:])
-            body = bytes(4) + hop.packed + _nd_option(_OPTION_SOURCE, self.mac)
+            body = bytes(4) + hop.packed + _nd_option(_OPTION_SOURCE, self.mac_of(own))
             yield self._icmpv6(multicast_mac(group), own, group, _ND_SOLICIT, body)
 
     def _source_for(self, hop: IpAddress) -> IpAddress | None:
@@ -182,9 +205,6 @@ class Neighbours:
                 self._learn(source, link, now, create=True)
                 yield self._advert(target, link, source, _SOLICITED | _OVERRIDE)
 
-    def _owns(self, address: IpAddress) -> bool:
-        return any(own.ip == address for own in self.addresses)
-
     def _learn(self, address: IpAddress, mac: bytes, now: int, *, create: bool) -> None:
         """RFC 826: an entry that is there is updated by whatever we hear; a new one is made for who asks us."""
         if not _is_unicast(mac) or int(address) == 0 or address.is_multicast or self._owns(address):
@@ -209,11 +229,12 @@ class Neighbours:
         return self._advert(address, multicast_mac(_ALL_NODES), _ALL_NODES, _OVERRIDE)
 
     def _arp(self, op: int, sender: IpAddress, target_mac: bytes, target: IpAddress, to: bytes) -> bytes:
-        packet = _ARP.pack(1, 0x0800, 6, 4, op, self.mac, sender.packed, target_mac, target.packed)
-        return to + self.mac + struct.pack("!H", ETH_ARP) + packet + bytes(18)
+        mac = self.mac_of(sender)
+        packet = _ARP.pack(1, 0x0800, 6, 4, op, mac, sender.packed, target_mac, target.packed)
+        return to + mac + struct.pack("!H", ETH_ARP) + packet + bytes(18)
 
     def _advert(self, target: IpAddress, to: bytes, destination: IpAddress, flags: int) -> bytes:
-        body = struct.pack("!I", flags) + target.packed + _nd_option(_OPTION_TARGET, self.mac)
+        body = struct.pack("!I", flags) + target.packed + _nd_option(_OPTION_TARGET, self.mac_of(target))
         return self._icmpv6(to, target, destination, _ND_ADVERT, body)
 
     def _icmpv6(self, to: bytes, source: IpAddress, destination: IpAddress, kind: int, body: bytes) -> bytes:
@@ -222,7 +243,7 @@ class Neighbours:
         checksum = _icmpv6_sum(addresses, message) ^ 0xFFFF
         message = message[:2] + struct.pack("!H", checksum) + message[4:]
         header = struct.pack("!IHBB", 6 << 28, len(message), PROTO_ICMPV6, 255)
-        return to + self.mac + struct.pack("!H", ETH_IPV6) + header + addresses + message
+        return to + self.mac_of(source) + struct.pack("!H", ETH_IPV6) + header + addresses + message
 
 
 def _is_unicast(mac: bytes) -> bool:
@@ -256,7 +277,8 @@ def _icmpv6_sum(addresses: bytes, message: bytes) -> int:
 class NeighbourPort(Middleware):
     """A bare port together with its Neighbours.
 
-    The fast pump works on `tables`; it calls service() when port_slow_waiting(), and at next_deadline().
+    The fast pump works on `tables`; it calls service() when port_slow_waiting(), and at next_deadline(). While there is
+    nobody to answer for, ARP and ND are not even looked for.
     """
 
     def __init__(self, inner: BarePort, neighbours: Neighbours) -> None:
@@ -264,7 +286,12 @@ class NeighbourPort(Middleware):
         self.neighbours = neighbours
         self._bare = inner
         self._ring = make_ring(4)
-        inner.tables.port["flags"] |= PortFlag.DIVERT
+        if neighbours.addresses:
+            self._listen()
+
+    def _listen(self) -> None:
+        self._bare.tables.port["flags"] |= PortFlag.DIVERT
+        self._bare.hear_neighbours()
 
     @property
     def tables(self) -> PortTables:
@@ -288,9 +315,23 @@ class NeighbourPort(Middleware):
             self._send(self.neighbours.resolve(address, now), now)
         return mac
 
-    def announce(self, now: int) -> None:
-        """Tell everybody of all our addresses: after taking them over from another place."""
-        self._send((self.neighbours.announce(own.ip) for own in self.neighbours.addresses), now)
+    def announce(self, now: int, addresses: Iterable[IpAddress] | None = None) -> None:
+        """Tell everybody of these addresses, or of all of ours: after taking them over from another place."""
+        if addresses is None:
+            addresses = [own.ip for own in self.neighbours.addresses]
+        self._send((self.neighbours.announce(ip) for ip in addresses), now)
+
+    def add(self, address: IpInterface, mac: bytes) -> None:
+        """Receive what is sent to one more address, and answer for it."""
+        self._bare.join(mac)
+        self.neighbours.add(address, mac)
+        self._listen()
+
+    def remove(self, ip: IpAddress) -> None:
+        """Give an address that was added up."""
+        mac = self.neighbours.mac_of(ip)
+        self.neighbours.remove(ip)
+        self._bare.leave(mac)
 
     def _send(self, frames: Iterable[bytes], now: int) -> None:
         for frame in frames:

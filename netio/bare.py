@@ -46,6 +46,15 @@ class BarePort:
         if not self._closed:
             os.eventfd_write(int(self.tables.port[0]["wake_fd"]), 1)
 
+    def join(self, mac: bytes) -> None:
+        """Receive frames to one more Ethernet address. A port that gets all there are has nothing to do."""
+
+    def leave(self, mac: bytes) -> None:
+        """The inverse of join()."""
+
+    def hear_neighbours(self) -> None:
+        """Receive ARP and neighbour discovery too. A port that does has nothing to do."""
+
     def next_deadline(self) -> int | None:
         return None
 

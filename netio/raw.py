@@ -19,7 +19,8 @@ from softrnic.spec import ROCE_UDP_PORT
 
 # linux/if_packet.h, linux/if_ether.h, asm-generic/socket.h, linux/udp.h
 _SOL_PACKET, _SOL_UDP = 263, 17
-_PACKET_ADD_MEMBERSHIP, _PACKET_AUXDATA, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 1, 8, 15, 23
+_PACKET_ADD_MEMBERSHIP, _PACKET_DROP_MEMBERSHIP = 1, 2
+_PACKET_AUXDATA, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 8, 15, 23
 _PACKET_MR_MULTICAST, _PACKET_MR_PROMISC, _PACKET_MR_UNICAST = 0, 1, 3
 _ETH_P_ALL = 3
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
@@ -44,13 +45,24 @@ class RawPort(SocketPort):
         tables.port["flags"] = PortFlag.OFFLOAD | (PortFlag.VLAN if vlan else 0)
         super().__init__(ifname, sock, tables=tables, caps=SUPER_FRAMES, mac=mac)
         self._guard = guard
+        self._vlan = vlan
         self._ifindex = netdev.index(ifname)
 
     def join(self, mac: bytes) -> None:
-        """Have the device receive frames to a multicast group, or to a second unicast address."""
+        """Have the device receive frames to a multicast group, or to a second unicast address. The kernel counts."""
+        self._membership(_PACKET_ADD_MEMBERSHIP, mac)
+
+    def leave(self, mac: bytes) -> None:
+        self._membership(_PACKET_DROP_MEMBERSHIP, mac)
+
+    def _membership(self, what: int, mac: bytes) -> None:
+        if mac == self.mac:
+            return
         kind = _PACKET_MR_MULTICAST if mac[0] & 1 else _PACKET_MR_UNICAST
-        request = struct.pack("=iHH8s", self._ifindex, kind, len(mac), mac)
-        self._sock.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, request)
+        self._sock.setsockopt(_SOL_PACKET, what, struct.pack("=iHH8s", self._ifindex, kind, len(mac), mac))
+
+    def hear_neighbours(self) -> None:
+        attach_socket(self._sock, roce_filter(vlan=self._vlan, neighbours=True))
 
     def _release(self) -> None:
         for sock in self._guard:

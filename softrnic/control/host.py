@@ -6,42 +6,74 @@ Decides how a device comes by its GIDs and how it finds MACs on each kind of por
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from netio import arp, neigh, netns, raw, tap, udp
 from netio.arp import NeighbourPort, Neighbours
 from netio.neigh import LinkInfo
 from netio.port import Port
+from softrnic.control.function import Directory, Function, IpInterface, Presence
 from softrnic.control.nic import SPIN_NS, Nic
 from softrnic.errors import IoError
-from softrnic.verbs import Device
+from softrnic.verbs import Device, VerbsError
 from softrnic.verbs.device import Gid, IpAddress
 
-IpInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Wrap = Callable[[Port], Port]
 RESOLVE_SECONDS = 3.0
 
 
 @dataclass
 class Host:
-    """A device on the wire. Closing it takes both off."""
+    """A device on the wire. Closing it takes both off.
+
+    `presence`: how further addresses come to be on the wire; None if it cannot have any.
+    """
 
     device: Device
     nic: Nic
     address: IpAddress
     mac: bytes
+    presence: Presence | None = None
+    functions: list[Function] = field(default_factory=list)
 
     @property
     def port(self) -> Port:
         """The port, with whatever middleware is around it."""
         return self.nic.port
 
+    def add_function(
+        self, name: str, address: str | IpInterface | None = None, *, mac: bytes | None = None, vlan: int | None = None
+    ) -> Function:
+        """Another function on the same wire, with an address, its prefix length and a MAC, by default a random one.
+
+        Without an address it is empty and on no wire: for `restore`, and `Function.appear` afterwards.
+        """
+        if self.presence is None:
+            raise IoError(errno.EOPNOTSUPP, f"{self.port.name} has one address and cannot have others")
+        device = self.device.create_function(name)
+        prefixes: dict[IpAddress, IpInterface] = {}
+        function = Function(self, device, self.presence, prefixes)
+        self.functions.append(function)
+        if address is not None:
+            try:
+                interface = _interface(address)
+                prefixes[interface.ip] = interface
+                device.add_gid(interface.ip, mac or tap.random_mac(), vlan)
+                function.appear()
+            except BaseException:
+                function.close()
+                raise
+        return function
+
     def close(self) -> None:
-        """Destroy everything on the device, stop its pump, close its port."""
+        """Destroy everything on the device and its other functions, stop its pump, close its port."""
+        for function in list(self.functions):
+            function.close()
         self.device.close()
         self.nic.close()
 
@@ -50,6 +82,13 @@ class Host:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _interface(address: str | IpInterface) -> IpInterface:
+    try:
+        return ipaddress.ip_interface(address)
+    except ValueError as error:
+        raise VerbsError(errno.EINVAL, str(error)) from None
 
 
 def _no_wrap(port: Port) -> Port:
@@ -81,15 +120,19 @@ def open_raw(
 ) -> Host:  # fmt: skip
     """A host on a network device of namespace `ns` (default: the current one), with all addresses it has. Needs root.
 
-    Neighbours are found in the kernel's own table. `vlan`: tagged frames are ours too, for GIDs with a VLAN.
+    Neighbours are found in the kernel's own table, and the kernel answers for the addresses it has; those of further
+    functions we answer for ourselves. `vlan`: tagged frames are ours too, for GIDs with a VLAN.
     """
     ns = ns or netns.current()
     info = neigh.link_info(ns, ifname)
     if not info.addresses:
         raise IoError(0, f"{ifname} has no address: give it one first (ip addr add ...)")
     with ns.entered():
-        port = wrap(raw.open_raw(ifname, vlan=vlan))
+        bare = raw.open_raw(ifname, vlan=vlan)
+        inner = NeighbourPort(bare, Neighbours(bare.mac))
+        port = wrap(inner)
     host = _start(name, port, own_addresses(info), info.mac, spin_ns)
+    host.presence = inner
     host.device.resolve_mac = lambda gid, ip: _look_up(ns, ifname, ip)
     return host
 
@@ -109,6 +152,7 @@ def open_tap(
     neighbours = Neighbours(bare.mac, [address], [gateway] if gateway else [])
     inner = NeighbourPort(bare, neighbours)
     host = _start(name, wrap(inner), [address.ip], bare.mac, spin_ns)
+    host.presence = inner
     host.device.resolve_mac = lambda gid, ip: _ask(inner, host.nic, ip)
     inner.announce(time.monotonic_ns())
     return host
@@ -138,8 +182,9 @@ def on_port(
     port: Port, address: str, *, peers: dict[IpAddress, bytes], name: str = "sr0", wrap: Wrap = _no_wrap,
     spin_ns: int = SPIN_NS,
 ) -> Host:  # fmt: skip
-    """A host on any port, its neighbours given."""
+    """A host on any port, its neighbours given in a table, to which it adds its further functions."""
     host = _start(name, wrap(port), [ipaddress.ip_address(address)], port.mac, spin_ns)
+    host.presence = Directory(peers)
 
     def resolve(gid: Gid, ip: IpAddress) -> bytes:
         with contextlib.suppress(KeyError):
