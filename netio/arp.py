@@ -327,9 +327,12 @@ class NeighbourPort(Middleware):
         self.neighbours.add(address, mac)
         self._listen()
 
-    def remove(self, ip: IpAddress) -> None:
-        """Give an address that was added up."""
-        mac = self.neighbours.mac_of(ip)
+    def retire(self, ip: IpAddress) -> None:
+        """Answer for an address no more, but go on receiving what is sent to its MAC."""
+        self.neighbours.remove(ip)
+
+    def remove(self, ip: IpAddress, mac: bytes) -> None:
+        """The inverse of add()."""
         self.neighbours.remove(ip)
         self._bare.leave(mac)
 

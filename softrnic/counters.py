@@ -56,6 +56,8 @@ class C(IntEnum):
     DROP_NAK_SENT = 40
     DROP_SUSPENDED = 41
     DROP_UC_ACCESS = 42
+    DROP_FORWARD = 43
+    FORWARDED_PKTS = 44
     # errors reported
     SEND_INVALID_REQUEST_ERR = 48
     SEND_REMOTE_ACCESS_ERR = 49
@@ -131,6 +133,8 @@ COUNTERS: tuple[CounterRow, ...] = (
     _row(C.DROP_RD_ATOMIC_REPLAY, "drop_rd_atomic_replay", "duplicate READs and atomics no longer known"),
     _row(C.DROP_NAK_SENT, "drop_nak_sent", "requests ignored until the one that was NAKed comes again"),
     _row(C.DROP_SUSPENDED, "drop_suspended", "packets for a suspended QP"),
+    _row(C.DROP_FORWARD, "drop_forward", "packets for an address that has moved, not sent on: loop, budget, full ring"),
+    _row(C.FORWARDED_PKTS, "forwarded_packets", "packets for an address that has moved, sent on to its new place"),
     _row(C.SEND_INVALID_REQUEST_ERR, "invalid_request_errors_sent", "NAKs for an invalid request sent"),
     _row(C.SEND_REMOTE_ACCESS_ERR, "remote_access_errors_sent", "NAKs for a remote access error sent"),
     _row(C.SEND_REMOTE_OP_ERR, "remote_operational_errors_sent", "NAKs for a remote operational error sent"),

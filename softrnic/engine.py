@@ -16,6 +16,7 @@ from softrnic.layout import EVENT_ENTRIES, FrameRing, make_engine
 from softrnic.qp.answer import ALL_SENT, answers_owed, send_answers
 from softrnic.qp.answer import MORE as ANSWERS_MORE
 from softrnic.qp.finish import flush_rq
+from softrnic.qp.forward import has_forwards, send_forwards
 from softrnic.qp.inbound import receive_frame
 from softrnic.qp.packet import begin_burst, close_frame
 from softrnic.qp.requester import MORE, send_requests
@@ -44,6 +45,8 @@ def transmit_burst(eng, tx, slots, now):
     eng["now"] = now
     take_doorbells(eng)
     begin_burst(eng, slots)
+    if has_forwards(eng):
+        send_forwards(eng, tx)
     while i64(eng["tx_n"]) < slots:
         index = next_scheduled(eng)
         if index < 0:
@@ -81,7 +84,7 @@ def expire_timers(eng, now):
 @inline
 def has_work(eng):
     """Whether `transmit_burst` would do anything."""
-    return i64(eng["sched_head"]) >= 0 or has_doorbells(eng)
+    return i64(eng["sched_head"]) >= 0 or has_forwards(eng) or has_doorbells(eng)
 
 
 @kernel

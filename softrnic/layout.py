@@ -70,6 +70,8 @@ MAX_AH = 16384
 MAX_GID = 256
 MAX_SPACE = 64
 MAX_SLOT = 4096
+MAX_FORWARD = 64
+FORWARD_SLOTS = 32  # frames that wait to be sent on
 SQ_ENTRIES = 1 << 20  # send WQEs of all QPs together
 RQ_ENTRIES = 1 << 20  # receive WQEs of all QPs and SRQs together
 SGE_ENTRIES = 1 << 22
@@ -111,6 +113,20 @@ GID = _record(
         ("mac", "u1", (6,)),
         ("vlan", "i4"),  # -1: untagged
         ("func", "i4"),
+        ("valid", "i4"),
+    ]
+)
+
+FORWARD = _record(
+    [
+        ("ip", "u1", (16,)),  # an address that has moved away
+        ("here", "u1", (6,)),  # the MAC it had here
+        ("mac", "u1", (6,)),  # of its new place
+        ("via", "u1", (6,)),  # ours
+        ("vlan", "i4"),  # tag of what is sent on; -1: the one it came with
+        ("until", "i8"),  # ns
+        ("left", "i8"),  # frames
+        ("packets", "i8"),  # sent on
         ("valid", "i4"),
     ]
 )
@@ -491,6 +507,9 @@ ENGINE = _record(
         ("fault_write", "i4"),
         ("fault_addr", "i8"),
         ("ngid", "i4"),
+        ("nforward", "i4"),
+        ("fwd_prod", "i8"),  # ring of frames to be sent on
+        ("fwd_cons", "i8"),
         ("wheel_now", "i8"),  # ticks handled so far
         ("wheel_bits", "i8", (WHEEL_LEVELS,)),
         ("wheel", "i4", (WHEEL_LEVELS * WHEEL_SLOTS,)),
@@ -498,6 +517,7 @@ ENGINE = _record(
         ("doorbells", "u8", (DOORBELL_WORDS,)),
         ("doorbell_any", "u8", ((DOORBELL_WORDS + DOORBELL_BITS - 1) // DOORBELL_BITS,)),
         ("gids", GID, (MAX_GID,)),
+        ("forwards", FORWARD, (MAX_FORWARD,)),
         ("qps", QP, (MAX_QP,)),
         ("avs", AV, (MAX_QP + MAX_AH,)),
         ("cqs", CQ, (MAX_CQ,)),
@@ -513,6 +533,8 @@ ENGINE = _record(
         ("events", EVENT, (EVENT_ENTRIES,)),
         ("qpn_hash", HASH, (HASH_QPN,)),
         ("key_hash", HASH, (HASH_KEY,)),
+        ("fwd_frames", FRAME, (FORWARD_SLOTS,)),
+        ("fwd_slab", "u1", (FORWARD_SLOTS * FRAME_STRIDE,)),
     ]
 )
 

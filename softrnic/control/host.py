@@ -21,7 +21,7 @@ from softrnic.control.function import Directory, Function, IpInterface, Presence
 from softrnic.control.nic import SPIN_NS, Nic
 from softrnic.errors import IoError
 from softrnic.verbs import Device, VerbsError
-from softrnic.verbs.device import Gid, IpAddress
+from softrnic.verbs.address import Gid, IpAddress
 
 Wrap = Callable[[Port], Port]
 RESOLVE_SECONDS = 3.0
@@ -31,7 +31,8 @@ RESOLVE_SECONDS = 3.0
 class Host:
     """A device on the wire. Closing it takes both off.
 
-    `presence`: how further addresses come to be on the wire; None if it cannot have any.
+    `presence`: how further addresses come to be on the wire; None if it cannot have any. `ns`: the namespace of a port
+    that is a network device.
     """
 
     device: Device
@@ -39,6 +40,7 @@ class Host:
     address: IpAddress
     mac: bytes
     presence: Presence | None = None
+    ns: netns.Namespace | None = None
     functions: list[Function] = field(default_factory=list)
 
     @property
@@ -132,7 +134,7 @@ def open_raw(
         inner = NeighbourPort(bare, Neighbours(bare.mac))
         port = wrap(inner)
     host = _start(name, port, own_addresses(info), info.mac, spin_ns)
-    host.presence = inner
+    host.presence, host.ns = inner, ns
     host.device.resolve_mac = lambda gid, ip: _look_up(ns, ifname, ip)
     return host
 

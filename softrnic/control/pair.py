@@ -21,7 +21,8 @@ from softrnic.control.fabric import fabric
 from softrnic.control.host import Host
 from softrnic.spec import PSN_MASK
 from softrnic.verbs import Access, AhAttr, Cq, Mtu, Pd, Qp, QpCap, QpState, QpType, VerbsError
-from softrnic.verbs.device import Device, Gid
+from softrnic.verbs.address import Gid
+from softrnic.verbs.device import Device
 
 PEER_ACCESS = Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_READ | Access.REMOTE_ATOMIC
 CAP = QpCap(max_send_wr=128, max_recv_wr=128, max_send_sge=4, max_recv_sge=4, max_inline_data=64)

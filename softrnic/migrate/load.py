@@ -31,7 +31,7 @@ from softrnic.qp.cq import CQ_OVERRUN
 from softrnic.qp.psn import psn_add
 from softrnic.spec import Access, EventType, Mtu, QpState, QpType, WrOpcode
 from softrnic.verbs import Ah, AhAttr, Cq, Device, Mr, Mw, Pd, Qp, QpCap, RecvWr, Srq
-from softrnic.verbs.device import IpAddress
+from softrnic.verbs.address import IpAddress
 from softrnic.verbs.srq import put_rwqe
 from softrnic.verbs.wr import Sge
 
@@ -138,15 +138,14 @@ class _Loader:
         if len(self.device.adapter.functions) == 1:  # else they are others' too
             for row in COUNTERS:
                 self.device.record["counters"][row.counter] = self.counters.get(row.name, 0)
-        self.device.hear(True)
+        self.device.hear()
 
     def _make_device(self) -> None:
         require(self.head.next_qpn > 1, "$.next_qpn", "no number for a QP")
         self.device.node_guid = self.head.node_guid
         for i, gid in enumerate(self.head.gids):
             with _at(f"$.gids[{i}]"):
-                self.device.add_gid(_ip(gid.ip), gid.mac, gid.vlan, index=gid.index)
-        self.device.hear(False)
+                self.device.add_gid(_ip(gid.ip), gid.mac, gid.vlan, index=gid.index, hearing=False)
 
     def _pd(self, ordinal: int, path: str) -> Pd:
         require(ordinal < len(self.made.pds), f"{path}.pd", f"there is no PD {ordinal}")

@@ -24,7 +24,7 @@ from softrnic.qp.psn import psn_diff
 from softrnic.spec import EventType, Mtu, QpState, QpType, SendFlags, WrOpcode
 from softrnic.verbs import Ah, AhAttr, Cq, Device, Mr, Mw, Pd, Qp, Srq
 from softrnic.verbs.adapter import IDENTITY_SPACE
-from softrnic.verbs.device import gid_bytes
+from softrnic.verbs.address import gid_bytes
 
 _IMM = (WrOpcode.RDMA_WRITE_WITH_IMM, WrOpcode.SEND_WITH_IMM, WrOpcode.SEND_WITH_INV)
 _ATOMICS = (WrOpcode.ATOMIC_CMP_AND_SWP, WrOpcode.ATOMIC_FETCH_AND_ADD)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from softrnic.counters import C
 from softrnic.hash import hash_find
-from softrnic.jit import addr_of, i64, inline, ld64
+from softrnic.jit import i64, inline
 from softrnic.layout import FrameFlag, Hold
+from softrnic.qp.address import same_ip
 from softrnic.qp.completer import receive_response
+from softrnic.qp.forward import forward_frame
 from softrnic.qp.pkt import Pkt
 from softrnic.qp.responder import hold_request, receive_datagram, receive_request
 from softrnic.spec import QpState, QpType, Service
-from softrnic.wire.fields import get32
 from softrnic.wire.frame import LinkError, parse_link
 from softrnic.wire.headers import (
     BTH_LEN,
@@ -34,7 +35,6 @@ from softrnic.wire.opcodes import OpFlag, op_ext_len, op_flags
 _SERVICE_MASK = 0xE0
 _RC, _UC, _UD = int(Service.RC), int(Service.UC), int(Service.UD)
 _ID_UNKNOWN = int(FrameFlag.ID_UNKNOWN)
-_V4_PREFIX = 0x0000FFFF  # ::ffff:0:0/96, third 32-bit word
 
 
 @inline
@@ -56,7 +56,8 @@ def receive_frame(eng, rx, slot):
         return
     func = _function_of(eng, buf, link.l3_off, link.is_v6)
     if func < 0:
-        eng["counters"][C.DROP_ADDRESS] += link.nseg
+        if i64(eng["nforward"]) == 0 or not forward_frame(eng, rx, slot, link):
+            eng["counters"][C.DROP_ADDRESS] += link.nseg
         return
     base = icrc_base(buf, link.l3_off, link.is_v6)
     unknown = i64(frame["flags"]) & _ID_UNKNOWN
@@ -73,22 +74,12 @@ def receive_frame(eng, rx, slot):
 
 
 @inline
-def _same_ip(ip, buf, at, is_v6):
-    """Whether the 16-byte GID `ip` is the address at buf[at]; IPv4 as ::ffff:a.b.c.d."""
-    a = addr_of(ip)
-    if is_v6:
-        b = addr_of(buf) + at
-        return ld64(a) == ld64(b) and ld64(a + 8) == ld64(b + 8)
-    return ld64(a) == 0 and get32(ip, 8) == _V4_PREFIX and get32(ip, 12) == get32(buf, at)
-
-
-@inline
 def _function_of(eng, buf, l3_off, is_v6):
     """The function that owns the destination address, or -1."""
     at = l3_off + (24 if is_v6 else 16)
     for i in range(i64(eng["ngid"])):
         gid = eng["gids"][i]
-        if gid["valid"] and _same_ip(gid["ip"], buf, at, is_v6):
+        if gid["valid"] and same_ip(gid["ip"], buf, at, is_v6):
             return i64(gid["func"])
     return -1
 
@@ -145,7 +136,7 @@ def _from_peer(qp, buf, pkt):
     """A connected QP hears only its peer, and only at its own address (9.6.1.2.3)."""
     at = pkt.l3_off + (8 if pkt.is_v6 else 12)
     step = 16 if pkt.is_v6 else 4
-    return _same_ip(qp["dst_ip"], buf, at, pkt.is_v6) and _same_ip(qp["src_ip"], buf, at + step, pkt.is_v6)
+    return same_ip(qp["dst_ip"], buf, at, pkt.is_v6) and same_ip(qp["src_ip"], buf, at + step, pkt.is_v6)
 
 
 @inline

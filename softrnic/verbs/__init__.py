@@ -26,13 +26,14 @@ from softrnic.spec import (
 from softrnic.verbs.adapter import PortAttr
 from softrnic.verbs.cq import Cq, Wc
 from softrnic.verbs.device import AsyncEvent, Device, DeviceAttr
+from softrnic.verbs.forward import Onward
 from softrnic.verbs.pd import Ah, AhAttr, Mr, Mw, Pd
 from softrnic.verbs.qp import Qp, QpCap
 from softrnic.verbs.srq import Srq
 from softrnic.verbs.wr import RecvWr, SendWr, Sge
 
 __all__ = [
-    "Access", "Ah", "AhAttr", "AsyncEvent", "Cq", "Device", "DeviceAttr", "EventType", "Mr", "Mtu", "Mw", "Pd",
-    "PortAttr", "Qp", "QpCap", "QpState", "QpType", "RecvWr", "SendFlags", "SendWr", "Sge", "Srq", "VerbsError", "Wc",
-    "WcFlags", "WcOpcode", "WcStatus", "WrOpcode",
+    "Access", "Ah", "AhAttr", "AsyncEvent", "Cq", "Device", "DeviceAttr", "EventType", "Mr", "Mtu", "Mw",
+    "Onward", "Pd", "PortAttr", "Qp", "QpCap", "QpState", "QpType", "RecvWr", "SendFlags", "SendWr", "Sge", "Srq",
+    "VerbsError", "Wc", "WcFlags", "WcOpcode", "WcStatus", "WrOpcode",
 ]  # fmt: skip

@@ -20,7 +20,8 @@ from softrnic.slab import Pool, Slab
 from softrnic.spec import EventType
 
 if TYPE_CHECKING:
-    from softrnic.verbs.device import Device, Gid, IpAddress
+    from softrnic.verbs.address import Gid, IpAddress
+    from softrnic.verbs.device import Device
 
 IDENTITY_SPACE = 0  # the address space of this process
 MAX_FUNCTIONS = 64

@@ -23,14 +23,15 @@ from softrnic.qp.inbound import qpn_key
 from softrnic.slab import Numbers
 from softrnic.spec import EventType, QpState
 from softrnic.verbs.adapter import Adapter, PortAttr, Shared
+from softrnic.verbs.address import Gid, IpAddress, gid_bytes
 from softrnic.verbs.cq import Cq
+from softrnic.verbs.forward import Onward, start_forwarding, stop_forwarding
 
 if TYPE_CHECKING:
     from softrnic.verbs.pd import Mr, Mw, Pd
     from softrnic.verbs.qp import Qp
     from softrnic.verbs.srq import Srq
 
-IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class DeviceCap(IntFlag):
@@ -86,16 +87,6 @@ class DeviceAttr:
     max_pkeys: int = 1
     local_ca_ack_delay: int = 15
     phys_port_cnt: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Gid:
-    """One local address."""
-
-    index: int
-    ip: IpAddress
-    mac: bytes
-    vlan: int | None
 
 
 class AsyncEvent(NamedTuple):
@@ -165,9 +156,13 @@ class Device:
     # --- addresses ---
 
     def add_gid(
-        self, ip: str | IpAddress, mac: bytes, vlan: int | None = None, *, index: int | None = None
-    ) -> int:
-        """Own an address: packets to it are taken, QPs may send from it. Returns its GID index, which may be pinned."""
+        self, ip: str | IpAddress, mac: bytes, vlan: int | None = None, *, index: int | None = None,
+        hearing: bool = True,
+    ) -> int:  # fmt: skip
+        """Own an address: packets to it are taken, QPs may send from it. Returns its GID index, which may be pinned.
+
+        `hearing`: from now on; else when `hear` says so.
+        """
         try:
             addr = ipaddress.ip_address(ip)
         except ValueError as error:
@@ -190,17 +185,28 @@ class Device:
             record["mac"] = np.frombuffer(mac, np.uint8)
             record["vlan"] = -1 if vlan is None else vlan
             record["func"] = self.func
-            record["valid"] = 1
+            record["valid"] = hearing
             self.adapter.show_gid_slots()
+            if hearing:
+                stop_forwarding(self.adapter, addr)
         self._gid_slots[index] = slot
         self.gids[index] = Gid(index, addr, bytes(mac), vlan)
         return index
 
-    def hear(self, hearing: bool) -> None:
-        """Whether packets to the addresses of this function reach it; they do unless somebody says no."""
+    def hear(self) -> None:
+        """Take packets to all addresses of this function; whatever was sent on elsewhere is so no more."""
         with self.quiesced():
+            for index, slot in self._gid_slots.items():
+                self.record["gids"][slot]["valid"] = 1
+                stop_forwarding(self.adapter, self.gids[index].ip)
+
+    def forward(self, to: Onward) -> None:
+        """Take no packets to any address of this function: they go on to where it is now, also after `destroy`."""
+        with self.quiesced():
+            for gid in self.gids.values():
+                start_forwarding(self.adapter, gid, to)
             for slot in self._gid_slots.values():
-                self.record["gids"][slot]["valid"] = hearing
+                self.record["gids"][slot]["valid"] = 0
 
     def del_gid(self, index: int) -> None:
         """Give an address up; packets to it are dropped from now on."""
@@ -287,14 +293,21 @@ class Device:
 
     # --- suspension ---
 
-    def suspend(self, policy: str = "silence", **how: int) -> None:
+    def suspend(self, policy: str = "silence", *, to: Onward | None = None, **how: int) -> None:
         """Suspend every QP that is on the wire, in two phases: all requesters first, then all responders.
 
-        `settled` tells when the last answers owed have left. `policy` and `how` as for `Qp.suspend`.
+        `settled` tells when the last answers owed have left. `policy` and `how` as for `Qp.suspend`; or "forward",
+        with `to`: when the function lives elsewhere already, what still arrives here goes on to there.
         """
+        if (policy == "forward") != (to is not None):
+            raise VerbsError(errno.EINVAL, 'the policy "forward", and no other, says where to')
         self.suspend_egress()
         for qp in self._on_the_wire():
-            qp.suspend(policy, **how)
+            qp.suspend("silence" if to else policy, **how)
+        if to is None:
+            self.hear()
+        else:
+            self.forward(to)
 
     def suspend_egress(self) -> None:
         """The first phase alone, for several devices that talk to each other: do this on all of them first."""
@@ -303,6 +316,7 @@ class Device:
 
     def resume(self) -> None:
         """Put every suspended QP back on the wire."""
+        self.hear()
         for qp in self.qps.values():
             qp.resume()
 
@@ -391,8 +405,3 @@ class Device:
     def walk_qps(self) -> Iterator[Qp]:
         """All QPs."""
         yield from self.qps.values()
-
-
-def gid_bytes(addr: IpAddress) -> bytes:
-    """An address as a GID: IPv4 as ::ffff:a.b.c.d (A17.4.1)."""
-    return addr.packed if addr.version == 6 else bytes(10) + b"\xff\xff" + addr.packed

@@ -14,8 +14,9 @@ from softrnic.errors import VerbsError
 from softrnic.layout import MrKind
 from softrnic.spec import Access, QpType
 from softrnic.verbs.adapter import IDENTITY_SPACE
+from softrnic.verbs.address import Gid, IpAddress
 from softrnic.verbs.cq import Cq
-from softrnic.verbs.device import Device, Gid, IpAddress
+from softrnic.verbs.device import Device
 from softrnic.verbs.wr import Sge
 from softrnic.wire.frame import build_av
 

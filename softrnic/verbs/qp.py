@@ -18,8 +18,8 @@ from softrnic.qp.machine import check_modify
 from softrnic.qp.retransmit import CWND_MAX, CWND_START
 from softrnic.slab import Slab
 from softrnic.spec import DEFAULT_PKEY, GSI_QPN, PSN_MASK, Access, Mtu, QpState, QpType, SendFlags, WrOpcode
+from softrnic.verbs.address import gid_bytes
 from softrnic.verbs.cq import Cq
-from softrnic.verbs.device import gid_bytes
 from softrnic.verbs.pd import AhAttr, with_mac, write_av
 from softrnic.verbs.srq import Srq, put_rwqe
 from softrnic.verbs.wr import RecvWr, SendWr
@@ -311,6 +311,8 @@ class Qp:
         "silence": the peer hears nothing but the rest of a READ response already begun. "rnr": answers owed go out,
         then every request at the expected PSN gets an RNR NAK with `rnr_timer`, which costs the peer no retry.
         """
+        if policy == "forward":
+            raise VerbsError(errno.EINVAL, "packets are sent on by address: suspend the device so")
         if policy not in _HOLDS:
             raise VerbsError(errno.EINVAL, f"policy {policy!r} is not one of {', '.join(_HOLDS)}")
         if not 0 <= rnr_timer <= 31:

@@ -155,3 +155,48 @@ def test_moves_with_its_addresses(kind: str) -> None:
             assert done == list(range(8))
             assert inbox == data
             target = made.mrs[target.key]
+
+
+@pytest.mark.parametrize(
+    ("kind", "in_kernel"),
+    [
+        pytest.param("tap", False, marks=pytest.mark.privileged("netns", "tun")),
+        pytest.param("veth", False, marks=pytest.mark.privileged("netns")),
+        pytest.param("veth", True, marks=pytest.mark.privileged("netns", "bpf")),
+    ],
+)
+def test_late_packets_are_sent_on(kind: str, in_kernel: bool) -> None:
+    """Nobody is told of the move: the bridge goes on sending to the old place until the new one answers."""
+    with bridged(kind) as (peer, here, there):
+        function = here.add_function("vf0", "10.9.0.7/24")
+        one, other = endpoint(peer), of(function)
+        connect_pair(one.qp, other.qp, timeout=12)
+        write(one, other)
+        inbox = bytearray(1 << 16)
+        target = other.pd.reg_mr(inbox, RIGHTS)
+        function.device.suspend()
+        state = save(function.device, {target.key: "inbox"})
+        arrived = there.add_function("vf0")
+        restore(arrived.device, state, {"inbox": inbox})
+        function.forward(there.mac, in_kernel=in_kernel)
+        assert not any((function.device.qps, function.device.gids, function.device.mrs))
+        arrived.device.resume()
+        data = os.urandom(len(inbox))
+        with one.pd.reg_mr(data, Access(0)) as source:
+            one.qp.post_send(SendWr(WrOpcode.RDMA_WRITE, [source.sge()], remote_addr=target.iova, rkey=target.rkey))
+            one.cq.wait(30)[0].raise_for_status()
+        assert inbox == data
+        assert function.forwarded() > 0
+        assert here.device.counter(C.FORWARDED_PKTS) == (0 if in_kernel else function.forwarded())
+        function.close()
+        assert here.device.record["nforward"] == 0
+        arrived.appear()
+        arrived.close()
+
+
+def test_only_network_devices_are_forwarded_by_the_kernel() -> None:
+    with fabric("memory") as (a, _):
+        function = a.add_function("vf0", "10.9.0.7/24")
+        with pytest.raises(IoError, match="no network device"):
+            function.forward(b"\x02\x00\x00\x00\x00\x77", in_kernel=True)
+        assert function.device.gids

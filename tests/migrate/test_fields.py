@@ -57,7 +57,9 @@ TRANSIENT = {
     "FRAME": "off len seg flags func",
     "HASH": "key value",
     "ENGINE": "now sched_head sched_tail max_frame max_segs tx_slot tx_seg tx_nseg tx_av tx_n tx_slots tx_end asleep "
-    "fault_space fault_write fault_addr wheel_now wheel_bits wheel doorbells doorbell_any spaces slots",
+    "fault_space fault_write fault_addr wheel_now wheel_bits wheel doorbells doorbell_any spaces slots nforward "
+    "forwards fwd_prod fwd_cons fwd_frames fwd_slab",
+    "FORWARD": "ip here mac via vlan until left packets valid",  # of what has left, not of what comes
 }
 
 RECORDS = {name: value for name, value in vars(layout).items() if isinstance(value, np.dtype) and value.names}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from softrnic.verbs import AhAttr, Device, Mtu, QpState, QpType, VerbsError
-from softrnic.verbs.device import Gid, IpAddress
+from softrnic.verbs.address import Gid, IpAddress
 
 MAC, PEER_MAC = b"\x02\x00\x00\x00\x00\x0a", b"\x02\x00\x00\x00\x00\x0b"
 

@@ -20,7 +20,7 @@ from softrnic.control.perftest.exchange import Exchange, Keys, Report
 from softrnic.errors import SoftRnicError
 from softrnic.spec import PSN_MASK, WC_STATUS_TEXT, Access, Mtu, QpState, QpType, WcStatus, WrOpcode
 from softrnic.verbs import AhAttr, Cq, Device, QpCap, RecvWr, SendWr
-from softrnic.verbs.device import gid_bytes
+from softrnic.verbs.address import gid_bytes
 
 MIB = 1 << 20
 BUFFER_BYTES = 4096  # each half of the memory has at least as many

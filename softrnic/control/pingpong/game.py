@@ -23,7 +23,7 @@ from softrnic.control.pingpong.exchange import NOWHERE, SRQ_DESTINATIONS, Destin
 from softrnic.errors import SoftRnicError
 from softrnic.spec import PSN_MASK, WC_STATUS_TEXT, Access, Mtu, QpState, QpType, WcStatus, WrOpcode
 from softrnic.verbs import Ah, AhAttr, Device, Qp, QpCap, RecvWr, SendWr, Wc
-from softrnic.verbs.device import gid_bytes
+from softrnic.verbs.address import gid_bytes
 from softrnic.verbs.pd import with_mac
 
 PAGE_BYTES = 4096
