@@ -58,6 +58,7 @@ class C(IntEnum):
     DROP_UC_ACCESS = 42
     DROP_FORWARD = 43
     FORWARDED_PKTS = 44
+    DROP_PAGE_FAULT = 45
     # errors reported
     SEND_INVALID_REQUEST_ERR = 48
     SEND_REMOTE_ACCESS_ERR = 49
@@ -72,6 +73,7 @@ class C(IntEnum):
     PAGE_FAULTS_HANDLED = 65
     PAGE_INVALIDATIONS = 66
     PAGE_PREFETCH = 67
+    PAGE_INVALIDATIONS_HANDLED = 70
     HOLE_READS = 68
     HOLE_WRITES = 69
 
@@ -129,6 +131,7 @@ COUNTERS: tuple[CounterRow, ...] = (
     _row(C.DROP_NO_RECV, "resources_exceeded", "UC and UD packets with no receive posted"),
     _row(C.DROP_UC_SEQ, "drop_uc_sequence", "UC packets of a message that lost one"),
     _row(C.DROP_UC_ACCESS, "drop_uc_access", "UC writes that are not permitted"),
+    _row(C.DROP_PAGE_FAULT, "drop_page_fault", "UC and UD packets lost because a page was not present"),
     _row(C.DROP_GHOST_ACK, "drop_ghost_ack", "responses outside the window"),
     _row(C.DROP_RD_ATOMIC_REPLAY, "drop_rd_atomic_replay", "duplicate READs and atomics no longer known"),
     _row(C.DROP_NAK_SENT, "drop_nak_sent", "requests ignored until the one that was NAKed comes again"),
@@ -145,7 +148,8 @@ COUNTERS: tuple[CounterRow, ...] = (
     _row(C.EVENTS_LOST, "events_lost", "asynchronous events lost because nobody fetched them"),
     _row(C.PAGE_FAULTS, "page_faults", "accesses to a page that was not present"),
     _row(C.PAGE_FAULTS_HANDLED, "page_faults_handled", "page faults resolved"),
-    _row(C.PAGE_INVALIDATIONS, "page_invalidations", "pages taken from the device"),
+    _row(C.PAGE_INVALIDATIONS, "page_invalidations", "pages that were to be taken from the device"),
+    _row(C.PAGE_INVALIDATIONS_HANDLED, "page_invalidations_handled", "pages that the device had and gave up"),
     _row(C.PAGE_PREFETCH, "page_prefetch", "pages made present by advice"),
     _row(C.HOLE_READS, "hole_reads", "reads of a hole in an address space"),
     _row(C.HOLE_WRITES, "hole_writes", "writes to a hole in an address space"),

@@ -124,6 +124,10 @@ class Event:
     type: EventType
     index: int
     arg: int
+    # of a page fault: bytes wanted, the region concerned, FaultFlag
+    length: int = 0
+    mr: int = -1
+    flags: int = 0
 
 
 class Engine:
@@ -170,6 +174,7 @@ class Engine:
         record = self.record
         while record["event_cons"] < record["event_prod"]:
             event = record["events"][int(record["event_cons"]) & (EVENT_ENTRIES - 1)]
-            taken = Event(EventType(int(event["type"])), int(event["index"]), int(event["arg"]))
+            kind, index, arg, *fault = event.item()
+            taken = Event(EventType(kind), index, arg, *(fault if kind == EventType.PAGE_FAULT else ()))
             record["event_cons"] += 1
             yield taken

@@ -68,7 +68,7 @@ MAX_SRQ = 4096
 MAX_MR = 1 << 17
 MAX_AH = 16384
 MAX_GID = 256
-MAX_SPACE = 64
+MAX_SPACE = 256
 MAX_SLOT = 4096
 MAX_FORWARD = 64
 FORWARD_SLOTS = 32  # frames that wait to be sent on
@@ -347,7 +347,9 @@ QP = _record(
         ("wheel_at", "i8"),  # ns, when the wheel looks
         # rare
         ("max_inline", "i4"),
-        ("rnr_fault_timer", "u1"),
+        ("rnr_fault_timer", "u1"),  # RNR timer code when a page is missing; grows while the same request meets it again
+        ("fault_tries", "u1"),  # RNR NAKs for the missing page that request `fault_psn` needs
+        ("fault_psn", "u4"),
         ("sqd_notified", "u1"),
         ("comm_est", "u1"),
         ("last_wqe", "u1"),
@@ -435,19 +437,34 @@ MR = _record(
         ("key", "u4"),  # lkey and rkey are the same number
         ("kind", "u1"),
         ("valid", "u1"),  # 0: invalidated, or a window not bound
-        ("odp", "u1"),
+        ("odp", "u1"),  # a page that is not present is a fault, not an error
+        ("pinned", "u1"),  # a hole is an error: what was registered was there
         ("access", "u4"),
         ("pdn", "i4"),
         ("iova", "i8"),
         ("length", "i8"),
         ("addr", "i8"),  # nranges == 1: address-space coordinate of iova
-        ("ranges", "i8"),  # else: address of nranges records {i8 offset, i8 addr}, sorted, owned by the Mr object
-        ("nranges", "i8"),
+        ("ranges", "i8"),  # else: address of a table owned by the Mr object, of one of two forms:
+        ("nranges", "i8"),  # its entries
+        ("shift", "i4"),  # 0: {i8 offset, i8 addr}, sorted; else i8 addr of each 2^shift bytes
         ("space", "i4"),
+        ("skew", "i8"),  # shift > 0: bytes of the first page before the region
+        ("hint", "i8"),  # shift == 0: the entry used last
         ("parent", "i4"),  # of a window: the MR behind it
         ("windows", "i4"),  # bound to this MR
         ("qp", "i4"),  # MW2: the QP it is bound to
         ("func", "i4"),
+    ]
+)
+
+# Counters of one region, as `rdma statistic show mr` names them.
+MR_STAT = _record(
+    [
+        ("page_faults", "i8"),
+        ("page_faults_handled", "i8"),
+        ("page_invalidations", "i8"),
+        ("page_invalidations_handled", "i8"),
+        ("page_prefetch", "i8"),
     ]
 )
 
@@ -460,26 +477,80 @@ class SpaceKind(IntEnum):
     SLOTS    = 2  # slots, with throw-away pages in the holes
 
 
+class Paging(IntEnum):
+    """SPACE["paged"]."""
+
+    NONE  = 0
+    ODP   = 1  # on-demand regions look at the page table
+    EVERY = 2  # every region does: the pages arrive later
+
+
 SPACE = _record(
     [
         ("kind", "u1"),
+        ("plain", "u1"),  # IDENTITY, neither tracking nor paged: nothing to look at
         ("tracking", "u1"),  # record the pages the device writes
-        ("paged", "u1"),  # has a presence bitmap
+        ("paged", "u1"),  # Paging
+        # the page table: one bit per page from `first` on; addresses of bitmaps
         ("page_shift", "i4"),
-        ("first", "i8"),  # address of bit 0 of the bitmaps
+        ("first", "i8"),
         ("npages", "i8"),
-        ("present", "i8"),  # bitmap address: pages the device may touch
-        ("dirty", "i8"),  # bitmap address: pages the device has written
-        ("hole_read", "i8"),  # a page of zeros, and one for writes to vanish in
-        ("hole_write", "i8"),
+        ("present", "i8"),  # pages the device may read
+        ("writable", "i8"),  # and write
+        ("refused", "i8"),  # pages that never will be present: an access is an error
+        # the dirty log
+        ("dirty_shift", "i4"),
+        ("wait_head", "i4"),  # first of the WAITs that wait for pages of the space, + 1; 0: none
+        ("dirty_first", "i8"),
+        ("dirty_pages", "i8"),
+        ("dirty", "i8"),  # pages the device has written
+        ("dirty_blocks", "i8"),  # one bit per 64 words of `dirty` that may hold a bit
+        ("zeros", "i8"),  # a page of zeros: what a hole reads as
         ("slot_first", "i4"),
         ("nslots", "i4"),
+        ("slot_hint", "i4"),  # the slot used last, relative to slot_first
     ]
 )
 
-SLOT = _record([("addr", "i8"), ("length", "i8"), ("host", "i8")])
+SLOT = _record(
+    [
+        ("addr", "i8"),
+        ("length", "i8"),
+        ("host", "i8"),  # where it is in the process
+        ("pid", "i4"),  # 0: ours for certain, else reached through process_vm_readv and -writev
+        ("readonly", "i4"),
+    ]
+)
 
-EVENT = _record([("type", "i4"), ("index", "i4"), ("arg", "i8")])
+# A paused half of a QP: 2 * qp_index, + 1 for the responder. In a doubly linked list per address space.
+WAIT = _record(
+    [
+        ("space", "i4"),  # + 1; 0: in no list
+        ("next", "i4"),  # + 1
+        ("prev", "i4"),  # + 1
+        ("addr", "i8"),  # page needed
+    ]
+)
+
+EVENT = _record(
+    [
+        ("type", "i4"),
+        ("index", "i4"),
+        ("arg", "i8"),
+        # of a page fault, whose `index` is the space and `arg` the address:
+        ("length", "i4"),  # bytes wanted from there
+        ("mr", "i4"),
+        ("flags", "i4"),  # FaultFlag
+    ]
+)
+
+
+class FaultFlag(IntFlag):
+    """EVENT["flags"] of a page fault."""
+
+    WRITE  = 1
+    FAILED = 2  # the page table said present, and yet the owner's memory was not to be had
+
 
 HASH = _record([("key", "i8"), ("value", "i4")])  # key 0: empty
 
@@ -504,8 +575,12 @@ ENGINE = _record(
         ("event_cons", "i8"),
         ("asleep", "i8"),  # whoever drives the engine sleeps: wake it after a doorbell
         ("fault_space", "i4"),  # where the last access met a page that is not present
-        ("fault_write", "i4"),
+        ("fault_flags", "i4"),
         ("fault_addr", "i8"),
+        ("fault_mr", "i4"),
+        ("fault_len", "i4"),
+        ("iov", "i8", (4,)),  # two struct iovec, for memory of another process
+        ("word", "i8"),  # an atomic's operand on its way there
         ("ngid", "i4"),
         ("nforward", "i4"),
         ("fwd_prod", "i8"),  # ring of frames to be sent on
@@ -523,8 +598,10 @@ ENGINE = _record(
         ("cqs", CQ, (MAX_CQ,)),
         ("srqs", SRQ, (MAX_SRQ,)),
         ("mrs", MR, (MAX_MR,)),
+        ("mr_stats", MR_STAT, (MAX_MR,)),
         ("spaces", SPACE, (MAX_SPACE,)),
         ("slots", SLOT, (MAX_SLOT,)),
+        ("waits", WAIT, (2 * MAX_QP,)),
         ("wqes", WQE, (SQ_ENTRIES,)),
         ("rwqes", RWQE, (RQ_ENTRIES,)),
         ("sges", SGE, (SGE_ENTRIES,)),
@@ -556,4 +633,6 @@ def _offset(field: str) -> int:
 
 
 OFF_DOORBELLS = _offset("doorbells")
+OFF_IOV = _offset("iov")
+OFF_WORD = _offset("word")
 OFF_DOORBELL_ANY = _offset("doorbell_any")

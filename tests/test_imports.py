@@ -39,8 +39,10 @@ PORT_VOCABULARY = {"softrnic.spec", "softrnic.errors", "softrnic.layout", "softr
 PORTS_THAT_WRITE_PACKETS = ("netio.udp", "netio.arp")
 
 # Kernels have their decorators and intrinsics from softrnic.jit. Beside it, wire.vector makes the vector types that
-# numba lacks, and two files name functions of libc to the compiler.
-NUMBA_IMPORTERS = ("softrnic.jit", "softrnic.wire.vector", "netio.libc", "softrnic.control.pump")
+# numba lacks, and three files name functions of libc to the compiler.
+NUMBA_IMPORTERS = (
+    "softrnic.jit", "softrnic.wire.vector", "softrnic.mem.process", "netio.libc", "softrnic.control.pump",
+)  # fmt: skip
 
 SANS_IO = ("softrnic.hash", "softrnic.wire", "softrnic.cm", "softrnic.qp", "softrnic.mem", "softrnic.engine")
 IO_MODULES = {

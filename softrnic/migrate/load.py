@@ -413,7 +413,7 @@ class _Loader:
             room = EVENT_ENTRIES - int(record["event_prod"] - record["event_cons"])
             require(len(events) <= room, "$.events", f"{len(events)}, the device has room for {room}")
             for i, (kind, index) in enumerate(events, int(record["event_prod"])):
-                record["events"][i & (EVENT_ENTRIES - 1)] = (kind, index, 0)
+                record["events"][i & (EVENT_ENTRIES - 1)] = (kind, index, 0, 0, 0, 0)
             record["event_prod"] += len(events)
 
 

@@ -23,7 +23,6 @@ from softrnic.qp.cq import CQ_OVERRUN
 from softrnic.qp.psn import psn_diff
 from softrnic.spec import EventType, Mtu, QpState, QpType, SendFlags, WrOpcode
 from softrnic.verbs import Ah, AhAttr, Cq, Device, Mr, Mw, Pd, Qp, Srq
-from softrnic.verbs.adapter import IDENTITY_SPACE
 from softrnic.verbs.address import gid_bytes
 
 _IMM = (WrOpcode.RDMA_WRITE_WITH_IMM, WrOpcode.SEND_WITH_IMM, WrOpcode.SEND_WITH_INV)
@@ -100,7 +99,7 @@ class _Saver:
 
     def region(self, mr: Mr) -> schema.Region:
         record = self.device.record["mrs"][mr.index]
-        if int(record["space"]) != IDENTITY_SPACE or int(record["nranges"]) != 1:
+        if mr.space is not self.device.space:
             raise VerbsError(errno.EOPNOTSUPP, f"region {mr.key:#x} is in an address space of its own")
         return schema.Region(
             pd=self.pds[mr.pd], key=mr.key, name=self.names.get(mr.key, f"{mr.key:#x}"), iova=int(record["iova"]),

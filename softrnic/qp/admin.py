@@ -12,7 +12,7 @@ from softrnic.jit import i64, kernel
 from softrnic.layout import AckState
 from softrnic.qp.finish import enter_error
 from softrnic.qp.inbound import qpn_key
-from softrnic.qp.sched import ring_doorbell, schedule
+from softrnic.qp.sched import ring_doorbell
 from softrnic.qp.timer import drop_timer
 
 
@@ -51,15 +51,6 @@ def forget(engs: np.ndarray, qp_index: int) -> None:
         eng["qps"][before]["sched_next"] = after
     if after < 0:
         eng["sched_tail"] = before
-
-
-@kernel
-def resume_faulted(engs: np.ndarray, qp_index: int) -> None:
-    """The page a QP waited for is there."""
-    eng = engs[0]
-    qp = eng["qps"][qp_index]
-    qp["fault"] = 0
-    schedule(eng, qp, qp_index)
 
 
 @kernel

@@ -15,6 +15,7 @@ from softrnic.mem.space import MEM_DENIED, MEM_FAULT, MEM_OK
 from softrnic.qp.event import push_event
 from softrnic.qp.finish import drop_answers, enter_error
 from softrnic.qp.packet import NO_ROOM, cancel, header_crc, put_plain, seal, seal_plain
+from softrnic.qp.pagewait import pause
 from softrnic.qp.psn import psn_add, psn_diff
 from softrnic.spec import CREDITS_INVALID, Access, EventType, Nak, Op, QpState
 from softrnic.wire.crc32 import crc32_update
@@ -79,9 +80,7 @@ def send_answers(eng, tx, qp, qp_index, budget):
             if status == NO_ROOM:
                 return MORE
             if status == MEM_FAULT:
-                qp["fault"] = i64(qp["fault"]) | PageWait.RESPONDER.value
-                eng["counters"][C.PAGE_FAULTS] += 1
-                push_event(eng, EventType.PAGE_FAULT, i64(eng["fault_space"]), i64(eng["fault_addr"]))
+                pause(eng, qp, qp_index, PageWait.RESPONDER.value)
                 return WAIT
             if status != MEM_OK:
                 _refuse_read(eng, qp, qp_index, res)

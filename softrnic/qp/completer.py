@@ -12,13 +12,13 @@ from softrnic.layout import PageWait, WqeState
 from softrnic.mem.copy import scatter
 from softrnic.mem.space import MEM_FAULT, MEM_OK
 from softrnic.qp.answer import CREDITS
-from softrnic.qp.event import push_event
 from softrnic.qp.finish import complete_send, fail_send
+from softrnic.qp.pagewait import pause
 from softrnic.qp.psn import psn_add, psn_diff
 from softrnic.qp.requester import retire_local, wqe_sge_base
 from softrnic.qp.retransmit import note_life, note_progress, rewind, rnr_retry, sequence_retry
 from softrnic.qp.sched import schedule
-from softrnic.spec import CREDITS_INVALID, AethKind, EventType, Nak, QpState, WcStatus, WrOpcode
+from softrnic.spec import CREDITS_INVALID, AethKind, Nak, QpState, WcStatus, WrOpcode
 from softrnic.wire.headers import AETH_LEN, aeth_msn, aeth_syndrome, atomicacketh_orig
 from softrnic.wire.opcodes import OpFlag
 
@@ -141,7 +141,15 @@ def _skip_acknowledged(eng, qp):
 
 
 @inline
+def _will_ask_again(qp):
+    """Data came for which there was no page; it and all that follows is asked for when there is."""
+    return i64(qp["fault"]) & PageWait.REQUESTER.value != 0 and qp["req_psn"] == qp["una_psn"]
+
+
+@inline
 def _implied_nak(eng, qp, qp_index):
+    if _will_ask_again(qp):
+        return
     eng["counters"][C.IMPLIED_NAK_SEQ_ERR] += 1
     sequence_retry(eng, qp, qp_index)
 
@@ -192,6 +200,8 @@ def _receive_nak(eng, qp, qp_index, code):
 @inline
 def _receive_data(eng, buf, qp, qp_index, pkt):
     """A READ response or atomic acknowledgement: data for the oldest WQE, which must be the one that asked."""
+    if _will_ask_again(qp):
+        return
     if pkt.psn != i64(qp["una_psn"]):
         answered = acknowledge_through(eng, qp, qp_index, psn_add(pkt.psn, -1))
         if qp["state"] == QpState.ERR:
@@ -225,9 +235,7 @@ def _place(eng, buf, qp, qp_index, wqe, offset, src, n):
         return True
     if status == MEM_FAULT:
         # drop the answer and ask again when the page is there
-        qp["fault"] = i64(qp["fault"]) | PageWait.REQUESTER.value
-        eng["counters"][C.PAGE_FAULTS] += 1
-        push_event(eng, EventType.PAGE_FAULT, i64(eng["fault_space"]), i64(eng["fault_addr"]))
+        pause(eng, qp, qp_index, PageWait.REQUESTER.value)
         rewind(eng, qp, qp_index)
     else:
         fail_send(eng, qp, qp_index, WcStatus.LOC_PROT_ERR)

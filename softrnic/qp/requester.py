@@ -15,6 +15,7 @@ from softrnic.mem.space import MEM_FAULT, MEM_OK
 from softrnic.qp.event import push_event
 from softrnic.qp.finish import complete_send, fail_send, flush_sq
 from softrnic.qp.packet import NO_ROOM, cancel, header_crc, put_plain, reserve, seal, seal_plain
+from softrnic.qp.pagewait import pause
 from softrnic.qp.psn import psn_add, psn_diff
 from softrnic.qp.retransmit import CWND_MAX, arm_ack_timer, resume_rnr_wait, rewind
 from softrnic.spec import (
@@ -458,14 +459,6 @@ def _advance(qp):
 
 
 @inline
-def _raise_fault(eng, qp):
-    """Pause the requester until the page it needs is there; other QPs go on."""
-    qp["fault"] = i64(qp["fault"]) | PageWait.REQUESTER.value
-    eng["counters"][C.PAGE_FAULTS] += 1
-    push_event(eng, EventType.PAGE_FAULT, i64(eng["fault_space"]), i64(eng["fault_addr"]))
-
-
-@inline
 def retire_local(eng, qp, qp_index):
     """Complete what stands at the head of the queue without waiting for the peer: local operations, and errors.
 
@@ -521,6 +514,8 @@ def _send_probe(eng, tx, qp, qp_index):
     if status == NO_ROOM:
         return False
     qp["probe"] = Probe.SENT if status == MEM_OK else Probe.NONE
+    if status == MEM_FAULT:
+        pause(eng, qp, qp_index, PageWait.REQUESTER.value)
     return True
 
 
@@ -542,7 +537,7 @@ def send_requests(eng, tx, qp, qp_index, budget):
     if qp["probe"] == Probe.DUE and not _send_probe(eng, tx, qp, qp_index):
         return MORE
     outcome = MORE
-    while budget > 0 and _is_sending(qp):
+    while budget > 0 and _is_sending(qp) and i64(qp["fault"]) & PageWait.REQUESTER.value == 0:
         index = i64(qp["sq_cur"])
         if index >= i64(qp["sq_hi"]):
             if qp["state"] == QpState.SQD:
@@ -581,11 +576,12 @@ def send_requests(eng, tx, qp, qp_index, budget):
         if status == NO_ROOM:
             break
         if status == MEM_FAULT:
-            _raise_fault(eng, qp)
-            outcome = IDLE
+            pause(eng, qp, qp_index, PageWait.REQUESTER.value)
             break
         if status != MEM_OK:
             _fail_current(eng, qp, qp_index, wqe, WcStatus.LOC_PROT_ERR)
+    if i64(qp["fault"]) & PageWait.REQUESTER.value:
+        outcome = IDLE
     unanswered = qp["type"] == QpType.RC and qp["una_psn"] != qp["req_hi_psn"]
     if unanswered and qp["timer"] == 0 and _is_sending(qp):
         qp["progress_at"] = eng["now"]  # nothing was outstanding, or the QP was not on the wire

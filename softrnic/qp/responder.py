@@ -15,6 +15,7 @@ from softrnic.mem.mr import check_remote, find_mr
 from softrnic.mem.space import MEM_DENIED, MEM_FAULT, MEM_OK
 from softrnic.qp.event import push_event
 from softrnic.qp.finish import complete_recv, enter_error, take_rwqe
+from softrnic.qp.pagewait import fault_timer, report_fault
 from softrnic.qp.psn import psn_add, psn_diff
 from softrnic.qp.requester import invalidate
 from softrnic.qp.sched import schedule
@@ -282,7 +283,7 @@ def _execute_write(eng, buf, qp, pkt):
         mr = i64(qp["resp_mr"])
         status = write_region(eng, mr, va - i64(eng["mrs"][mr]["iova"]), buf, pkt.payload, pkt.length)
         if status != MEM_OK:
-            return NAK_FAULT
+            return NAK_FAULT if status == MEM_FAULT else NAK_ACCESS
     if _has(pkt, OpFlag.FIRST):
         eng["counters"][C.RX_WRITE_REQUESTS] += 1
     qp["resp_va"] = va + pkt.length
@@ -434,9 +435,8 @@ def refuse(eng, qp, qp_index, step):
         _owe_nak(eng, qp, qp_index, _SYNDROME_RNR | i64(qp["min_rnr_timer"]))
     elif step == NAK_FAULT:
         eng["counters"][C.SEND_RNR_ERR] += 1
-        eng["counters"][C.PAGE_FAULTS] += 1
-        push_event(eng, EventType.PAGE_FAULT, i64(eng["fault_space"]), i64(eng["fault_addr"]))
-        _owe_nak(eng, qp, qp_index, _SYNDROME_RNR | i64(qp["rnr_fault_timer"]))
+        report_fault(eng)
+        _owe_nak(eng, qp, qp_index, _SYNDROME_RNR | fault_timer(qp))
     elif step == NAK_ACCESS:
         eng["counters"][C.SEND_REMOTE_ACCESS_ERR] += 1
         _owe_nak(eng, qp, qp_index, _SYNDROME_NAK | Nak.REMOTE_ACCESS_ERROR.value)
@@ -467,6 +467,9 @@ def _drop_uc(eng, qp, qp_index, step):
     qp["resp_op"] = RespMsg.SKIP
     if step == NAK_RNR:
         eng["counters"][C.DROP_NO_RECV] += 1
+    elif step == NAK_FAULT:
+        report_fault(eng)
+        eng["counters"][C.DROP_PAGE_FAULT] += 1
     elif step == NAK_ACCESS:
         eng["counters"][C.DROP_UC_ACCESS] += 1
     elif step == NAK_OPERATIONAL:
@@ -576,8 +579,8 @@ def receive_datagram(eng, buf, qp, qp_index, pkt):
     if status == MEM_OK:
         status = scatter(eng, qp, base, nsge, GRH_BYTES, buf, pkt.payload, pkt.length)
     if status == MEM_FAULT:
-        push_event(eng, EventType.PAGE_FAULT, i64(eng["fault_space"]), i64(eng["fault_addr"]))
-        eng["counters"][C.DROP_NO_RECV] += 1
+        report_fault(eng)
+        eng["counters"][C.DROP_PAGE_FAULT] += 1
         return
     if status != MEM_OK:
         _fatal(eng, qp, qp_index, WcStatus.LOC_PROT_ERR, EventType.QP_FATAL)

@@ -27,13 +27,18 @@ from softrnic.verbs.adapter import PortAttr
 from softrnic.verbs.cq import Cq, Wc
 from softrnic.verbs.device import AsyncEvent, Device, DeviceAttr
 from softrnic.verbs.forward import Onward
-from softrnic.verbs.pd import Ah, AhAttr, Mr, Mw, Pd
+from softrnic.verbs.mr import Mr, Mw, PhysicalMr
+from softrnic.verbs.paging import PageFault, PageSource
+from softrnic.verbs.pd import Ah, AhAttr, Pd
 from softrnic.verbs.qp import Qp, QpCap
+from softrnic.verbs.slot import FileMemory, ProcessMemory, Slot
+from softrnic.verbs.space import AddressSpace
 from softrnic.verbs.srq import Srq
 from softrnic.verbs.wr import RecvWr, SendWr, Sge
 
 __all__ = [
-    "Access", "Ah", "AhAttr", "AsyncEvent", "Cq", "Device", "DeviceAttr", "EventType", "Mr", "Mtu", "Mw",
-    "Onward", "Pd", "PortAttr", "Qp", "QpCap", "QpState", "QpType", "RecvWr", "SendFlags", "SendWr", "Sge", "Srq",
-    "VerbsError", "Wc", "WcFlags", "WcOpcode", "WcStatus", "WrOpcode",
+    "Access", "AddressSpace", "Ah", "AhAttr", "AsyncEvent", "Cq", "Device", "DeviceAttr", "EventType", "FileMemory",
+    "Mr", "Mtu", "Mw", "Onward", "PageFault", "PageSource", "Pd", "PhysicalMr", "PortAttr", "ProcessMemory", "Qp",
+    "QpCap", "QpState", "QpType", "RecvWr", "SendFlags", "SendWr", "Sge", "Slot", "Srq", "VerbsError", "Wc", "WcFlags",
+    "WcOpcode", "WcStatus", "WrOpcode",
 ]  # fmt: skip

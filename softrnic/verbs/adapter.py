@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from softrnic import layout
 from softrnic.engine import Engine
 from softrnic.errors import VerbsError
-from softrnic.layout import SpaceKind
 from softrnic.slab import Pool, Slab
 from softrnic.spec import EventType
 
 if TYPE_CHECKING:
     from softrnic.verbs.address import Gid, IpAddress
     from softrnic.verbs.device import Device
+    from softrnic.verbs.space import AddressSpace
 
-IDENTITY_SPACE = 0  # the address space of this process
 MAX_FUNCTIONS = 64
 
 _OF_CQ = (EventType.CQ_ERR, EventType.CQ_NOTIFY)
@@ -68,6 +67,7 @@ class Pools:
         self.mrs = Pool(1, layout.MAX_MR, "memory regions and windows")
         self.ahs = Pool(0, layout.MAX_AH, "address handles")
         self.pds = Pool(1, 1 << 15, "protection domains")
+        self.spaces = Pool(0, layout.MAX_SPACE, "address spaces")
 
 
 class Slabs:
@@ -79,6 +79,7 @@ class Slabs:
         self.sges = Slab(layout.SGE_ENTRIES, "scatter/gather entries")
         self.cqes = Slab(layout.CQ_ENTRIES, "completions")
         self.rd_res = Slab(layout.RD_ENTRIES, "READ and atomic resources")
+        self.slots = Slab(layout.MAX_SLOT, "slots of address spaces")
 
 
 class Adapter:
@@ -96,7 +97,8 @@ class Adapter:
         self.resolve_mac: Callable[[Gid, IpAddress], bytes] | None = None
         self.fixed_sport: int | None = None
         self._gid_slots: set[int] = set()
-        self.record["spaces"][IDENTITY_SPACE]["kind"] = SpaceKind.IDENTITY
+        self.spaces: dict[int, AddressSpace] = {}
+        self.events_lost = 0
 
     def attach(self, device: Device) -> int:
         """Give a new function its number; ENOSPC when there are too many."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -26,9 +27,12 @@ from softrnic.verbs.adapter import Adapter, PortAttr, Shared
 from softrnic.verbs.address import Gid, IpAddress, gid_bytes
 from softrnic.verbs.cq import Cq
 from softrnic.verbs.forward import Onward, start_forwarding, stop_forwarding
+from softrnic.verbs.slot import ProcessMemory
+from softrnic.verbs.space import PROCESS_TOP, AddressSpace
 
 if TYPE_CHECKING:
-    from softrnic.verbs.pd import Mr, Mw, Pd
+    from softrnic.verbs.mr import Mr, Mw
+    from softrnic.verbs.pd import Pd
     from softrnic.verbs.qp import Qp
     from softrnic.verbs.srq import Srq
 
@@ -138,6 +142,8 @@ class Device:
         self._next_qpn = 0x11
         self._key_variant = 0
         self.func = self.adapter.attach(self)
+        self._process_space: AddressSpace | None = None
+        self.space = AddressSpace(self, is_process=True)
 
     def create_function(self, name: str, *, node_guid: int | None = None) -> Device:
         """Another function beside this one, empty: without an address nothing reaches it."""
@@ -222,6 +228,26 @@ class Device:
             return self.gids[index]
         except KeyError:
             raise VerbsError(errno.EINVAL, f"GID index {index} is empty") from None
+
+    # --- address spaces ---
+
+    def create_space(self, page_size: int = 4096, *, paged: bool = False) -> AddressSpace:
+        """An address space with nothing in it; `paged`: with a page table, for on-demand regions."""
+        return AddressSpace(self, page_size, paged=paged)
+
+    @property
+    def spaces(self) -> list[AddressSpace]:
+        """Those made by `create_space`."""
+        return [s for s in self.adapter.spaces.values() if s.device is self and s is not self.space]
+
+    @property
+    def process_space(self) -> AddressSpace:
+        """This process as a space with a page table, for on-demand regions: any of it may come and go at any time."""
+        if self._process_space is None:
+            space = self.create_space(paged=True)
+            space.add_slot(0, ProcessMemory(os.getpid(), 0, PROCESS_TOP))
+            self._process_space = space
+        return self._process_space
 
     # --- objects ---
 
@@ -342,9 +368,16 @@ class Device:
         """
         for event in self.engine.events():
             if event.type == EventType.PAGE_FAULT:
-                self.page_fault(event.index, event.arg)
+                if (space := self.adapter.spaces.get(event.index)) is not None:
+                    space.fault(event)
             elif (owner := self.adapter.owner(event.type, event.index)) is not None:
                 owner.take_event(event.type, event.index)
+
+        lost = self.counter(C.EVENTS_LOST)
+        if lost != self.adapter.events_lost:
+            self.adapter.events_lost = lost  # perhaps of a page that somebody waits for
+            for space in list(self.adapter.spaces.values()):
+                space.look_again()
 
     def take_event(self, kind: EventType, index: int) -> None:
         """One event of the engine, about an object of this function."""
@@ -355,10 +388,6 @@ class Device:
             self.cqs[index].notified()
         else:
             self.async_events.append(AsyncEvent(kind, element))
-
-    def page_fault(self, space: int, addr: int) -> None:
-        """A page of an address space is missing. Without a resolver nothing can be on demand, so this is a bug."""
-        raise RuntimeError(f"page fault at {addr:#x} of address space {space}, which has no resolver")
 
     def element(self, kind: EventType, index: int) -> Qp | Cq | Srq | None:
         """What an event of the engine is about, or None when it is gone."""
@@ -387,12 +416,16 @@ class Device:
             pd.close()
         for cq in list(self.cqs.values()):
             cq.destroy()
+        for space in self.spaces:
+            space.destroy()
+        self._process_space = None
 
     def destroy(self) -> None:
         """Close the device, give up its addresses and take it off its adapter."""
         self.close()
         for index in list(self.gids):
             self.del_gid(index)
+        self.space.destroy()
         if self.adapter.functions.get(self.func) is self:
             del self.adapter.functions[self.func]
 

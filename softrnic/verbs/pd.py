@@ -1,4 +1,4 @@
-"""Protection domains, and what lives in one: memory regions, windows, address handles."""
+"""Protection domains, and address handles, which live in one."""
 
 from __future__ import annotations
 
@@ -7,24 +7,19 @@ import ipaddress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from softrnic import layout
 from softrnic.errors import VerbsError
-from softrnic.layout import MrKind
 from softrnic.spec import Access, QpType
-from softrnic.verbs.adapter import IDENTITY_SPACE
 from softrnic.verbs.address import Gid, IpAddress
 from softrnic.verbs.cq import Cq
 from softrnic.verbs.device import Device
-from softrnic.verbs.wr import Sge
+from softrnic.verbs.mr import Mr, Mw, PhysicalMr, buffer_view
 from softrnic.wire.frame import build_av
 
 if TYPE_CHECKING:
     from softrnic.verbs.qp import Qp, QpCap
+    from softrnic.verbs.space import AddressSpace
     from softrnic.verbs.srq import Srq
-
-_WRITERS = Access.REMOTE_WRITE | Access.REMOTE_ATOMIC
 
 
 @dataclass(frozen=True)
@@ -125,145 +120,6 @@ class Ah:
         self.destroy()
 
 
-class Mr:
-    """ibv_mr over anything with the buffer protocol, which it keeps alive."""
-
-    def __init__(
-        self, pd: Pd, buffer: Any, access: Access, *, iova: int | None, key: int | None, valid: bool = True
-    ) -> None:
-        pd.check_alive()
-        try:
-            view = np.frombuffer(buffer, np.uint8)
-        except (BufferError, ValueError):
-            raise VerbsError(errno.EINVAL, "only contiguous memory can be registered") from None
-        if not view.nbytes:
-            raise VerbsError(errno.EINVAL, "an empty buffer cannot be registered")
-        if access & (_WRITERS | Access.LOCAL_WRITE) and not view.flags.writeable:
-            raise VerbsError(errno.EACCES, "a read-only buffer cannot be registered with write access")
-        _check_access(access)
-        self.pd = pd
-        self.device = pd.device
-        self.access = access
-        self._view: np.ndarray | None = view
-        self.addr = int(view.ctypes.data)
-        self.length = int(view.nbytes)
-        self.iova = (0 if access & Access.ZERO_BASED else self.addr) if iova is None else iova
-        if not 0 <= self.iova <= (1 << 63) - 1 - self.length:
-            raise VerbsError(errno.EINVAL, f"iova {self.iova:#x} with {self.length} bytes wraps around")
-        self.index = pd.device.pools.mrs.alloc()
-        try:
-            self.key = pd.device.choose_key(self.index, key)
-        except BaseException:
-            pd.device.pools.mrs.free(self.index)
-            raise
-        record = self.device.record["mrs"][self.index]
-        record["key"], record["pdn"], record["access"] = self.key, pd.pdn, int(access)
-        record["iova"], record["length"], record["addr"] = self.iova, self.length, self.addr
-        record["nranges"], record["space"], record["windows"] = 1, IDENTITY_SPACE, 0
-        record["odp"], record["parent"], record["qp"], record["func"] = 0, -1, -1, self.device.func
-        record["valid"] = int(valid)
-        record["kind"] = MrKind.MR
-        self.device.mrs[self.index] = self
-        pd.users += 1
-
-    @property
-    def lkey(self) -> int:
-        """Key for local use."""
-        return self.key
-
-    @property
-    def rkey(self) -> int:
-        """Key for the peer."""
-        return self.key
-
-    @property
-    def valid(self) -> bool:
-        """False while the region is invalidated (SEND with invalidate, LOCAL_INV)."""
-        return self._view is not None and bool(self.device.record["mrs"][self.index]["valid"])
-
-    def sge(self, offset: int = 0, length: int | None = None) -> Sge:
-        """A scatter/gather entry for part of the region; EINVAL outside of it."""
-        if length is None:
-            length = self.length - offset
-        if offset < 0 or length < 0 or offset + length > self.length:
-            raise VerbsError(errno.EINVAL, f"bytes {offset} to {offset + length} of a region of {self.length}")
-        return Sge(self.iova + offset, length, self.lkey)
-
-    def dereg(self) -> None:
-        """Deregister; EBUSY while windows are bound to it."""
-        record = self.device.record["mrs"][self.index]
-        if self._view is None:
-            return
-        if int(record["windows"]):
-            raise VerbsError(errno.EBUSY, f"{int(record['windows'])} memory windows are bound to the region")
-        with self.device.quiesced():
-            record["valid"] = 0
-            record["kind"] = MrKind.FREE
-            self.device.drop_key(self.key)
-        del self.device.mrs[self.index]
-        self.device.pools.mrs.free(self.index)
-        self.pd.users -= 1
-        self._view = None
-
-    def __enter__(self) -> Mr:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.dereg()
-
-
-class Mw:
-    """ibv_mw: a window that BIND_MW work requests open on part of a region."""
-
-    def __init__(self, pd: Pd, kind: int, key: int | None) -> None:
-        pd.check_alive()
-        if kind not in (1, 2):
-            raise VerbsError(errno.EINVAL, f"memory windows are of type 1 or 2, not {kind}")
-        self.pd = pd
-        self.device = pd.device
-        self.kind = kind
-        self.index = pd.device.pools.mrs.alloc()
-        try:
-            self.rkey = pd.device.choose_key(self.index, key)
-        except BaseException:
-            pd.device.pools.mrs.free(self.index)
-            raise
-        record = self.device.record["mrs"][self.index]
-        record["key"], record["pdn"], record["access"] = self.rkey, pd.pdn, 0
-        record["iova"] = record["length"] = record["windows"] = 0
-        record["odp"], record["parent"], record["qp"], record["func"] = 0, -1, -1, self.device.func
-        record["valid"] = 0
-        record["kind"] = MrKind.MW1 if kind == 1 else MrKind.MW2
-        self.device.mrs[self.index] = self
-        pd.users += 1
-
-    @property
-    def valid(self) -> bool:
-        """Whether it is bound."""
-        return self.device.mrs.get(self.index) is self and bool(self.device.record["mrs"][self.index]["valid"])
-
-    def dealloc(self) -> None:
-        """Unbind and free."""
-        if self.device.mrs.get(self.index) is not self:
-            return
-        del self.device.mrs[self.index]
-        with self.device.quiesced():
-            record = self.device.record["mrs"][self.index]
-            if record["valid"]:
-                self.device.record["mrs"][int(record["parent"])]["windows"] -= 1
-            record["valid"] = 0
-            record["kind"] = MrKind.FREE
-            self.device.drop_key(self.rkey)
-        self.device.pools.mrs.free(self.index)
-        self.pd.users -= 1
-
-    def __enter__(self) -> Mw:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.dealloc()
-
-
 class Pd:
     """ibv_pd."""
 
@@ -287,8 +143,41 @@ class Pd:
         iova: int | None = None,
         key: int | None = None,
     ) -> Mr:
-        """Register a buffer. `iova` is its address on the wire, `key` pins its lkey and rkey."""
-        return Mr(self, buffer, access, iova=iova, key=key)
+        """Register a buffer. `iova` is its address on the wire, `key` pins its lkey and rkey.
+
+        ON_DEMAND: in `Device.process_space`, by its page table; whoever owns the memory may do with it what he likes.
+        """
+        if not access & Access.ON_DEMAND:
+            return Mr(self, buffer, access, iova=iova, key=key)
+        view = buffer_view(buffer, access)
+        addr = int(view.ctypes.data)
+        if iova is None:
+            iova = 0 if access & Access.ZERO_BASED else addr
+        space = self.device.process_space
+        return PhysicalMr(self, space, iova, [(addr, view.nbytes)], access, key=key, odp=True, buffer=view)
+
+    def reg_physical_mr(
+        self, space: AddressSpace, iova: int, ranges: Any, access: Access, *, key: int | None = None,
+        odp: bool = False,
+    ) -> PhysicalMr:  # fmt: skip
+        """Register a list of (address, length) of an address space, of any alignment, as one region from `iova` on.
+
+        `odp` (or ON_DEMAND): by the page table of the space. Else all of it must be in slots, and keeps them there.
+        """
+        odp = odp or bool(access & Access.ON_DEMAND)
+        if ranges is None:
+            raise VerbsError(errno.EINVAL, "no ranges; reg_all registers all of an address space")
+        return PhysicalMr(self, space, iova, ranges, access, key=key, odp=odp)
+
+    def reg_all(
+        self, space: AddressSpace, access: Access, *, odp: bool = False, key: int | None = None
+    ) -> PhysicalMr:  # fmt: skip
+        """Register all of an address space, whether anything is there or not; every address is its own on the wire.
+
+        Slots may come and go. `odp` (or ON_DEMAND): implicit on-demand paging.
+        """
+        odp = odp or bool(access & Access.ON_DEMAND)
+        return PhysicalMr(self, space, 0, None, access, key=key, odp=odp)
 
     def alloc_mr(self, buffer: Any, *, key: int | None = None) -> Mr:
         """A region for fast registration: invalid until a REG_MR work request gives it access rights."""
@@ -352,11 +241,3 @@ class Pd:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _check_access(access: Access) -> None:
-    """Remote write and atomic rights need local write (11.2.8.2)."""
-    if access & ~sum(Access):
-        raise VerbsError(errno.EINVAL, f"access {access!r} is no ibv_access_flags")
-    if access & _WRITERS and not access & Access.LOCAL_WRITE:
-        raise VerbsError(errno.EINVAL, "remote write or atomic access needs LOCAL_WRITE")

@@ -15,6 +15,7 @@ from softrnic.errors import VerbsError
 from softrnic.layout import QP, Hold, MrKind, RdState, TimerKind
 from softrnic.qp import admin
 from softrnic.qp.machine import check_modify
+from softrnic.qp.pagewait import FAULT_TIMER_START
 from softrnic.qp.retransmit import CWND_MAX, CWND_START
 from softrnic.slab import Slab
 from softrnic.spec import DEFAULT_PKEY, GSI_QPN, PSN_MASK, Access, Mtu, QpState, QpType, SendFlags, WrOpcode
@@ -142,6 +143,7 @@ class Qp:
         q["sq_sig_all"] = sq_sig_all
         q["max_inline"] = self.cap.max_inline_data
         q["pkey"] = DEFAULT_PKEY
+        q["rnr_fault_timer"] = FAULT_TIMER_START
         q["pmtu"] = self.device.port.active_mtu
         self._reset_record()
         q["type"] = self.type
@@ -154,7 +156,7 @@ class Qp:
             "rd_out", "resp_off", "resp_resid", "resp_wqe", "resp_op", "ack_state", "nak_sent", "fault", "req_wait",
             "credits_valid", "gap_valid", "rtt_valid", "srtt", "rttvar", "probes", "probe", "msn", "epsn", "req_psn",
             "una_psn", "unacked_req", "cwnd_credit", "sqd_notified", "comm_est", "last_wqe", "limit_ssn", "req_hi_psn",
-            "quiet", "hold", "rnr_left_ns",
+            "quiet", "hold", "rnr_left_ns", "fault_tries",
         ):  # fmt: skip
             q[name] = 0
         q["ssn"] = 1
@@ -289,6 +291,20 @@ class Qp:
         self.record["quiet"] = 0
         if int(self.record["timer"]) == TimerKind.ACK:
             self.record["timer"] = TimerKind.NONE
+
+    @property
+    def rnr_fault_timer(self) -> int:
+        """RNR timer code of the first NAK for a request that needs a missing page; longer ones follow.
+
+        Code 0, the longest there is, stays what it is.
+        """
+        return int(self.record["rnr_fault_timer"])
+
+    @rnr_fault_timer.setter
+    def rnr_fault_timer(self, code: int) -> None:
+        if not 0 <= code <= 31:
+            raise VerbsError(errno.EINVAL, f"rnr_fault_timer must be 0 to 31, not {code}")
+        self.record["rnr_fault_timer"] = code
 
     # --- suspension ---
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from softrnic.spec import Access, SendFlags, WrOpcode
 
 if TYPE_CHECKING:
-    from softrnic.verbs.pd import Ah, Mr
+    from softrnic.verbs.mr import Mr
+    from softrnic.verbs.pd import Ah
 
 
 class Sge(NamedTuple):

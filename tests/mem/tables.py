@@ -26,6 +26,7 @@ def fresh() -> np.ndarray:
     """An engine with one QP, in PDN, and the address space of this process."""
     engs = make_engine()
     engs[0]["spaces"][0]["kind"] = SpaceKind.IDENTITY
+    engs[0]["spaces"][0]["plain"] = 1
     engs[0]["qps"][0]["pdn"] = PDN
     return engs
 

@@ -49,16 +49,20 @@ TRANSIENT = {
     # the window and the timing of round trips belong to a path; the run queue, the wheel and faults to an engine; and
     # how a QP was suspended ends with the suspension
     "QP": "sched sched_next fault cwnd cwnd_credit ssthresh rtt_psn rtt_valid rtt_at probes probe progress_at resp_se "
-    "timer timer_slot timer_next timer_prev wheel_at quiet hold hold_timer",
-    "MR": "odp ranges",  # of address spaces, which save refuses
-    "EVENT": "arg",  # only of missing pages, which are noted anew
-    "SPACE": "kind tracking paged page_shift first npages present dirty hole_read hole_write slot_first nslots",
-    "SLOT": "addr length host",
+    "timer timer_slot timer_next timer_prev wheel_at quiet hold hold_timer fault_tries fault_psn",
+    "MR": "odp pinned ranges shift skew hint",  # of address spaces, which save refuses
+    "MR_STAT": "page_faults page_faults_handled page_invalidations page_invalidations_handled page_prefetch",
+    "WAIT": "space next prev addr",
+    "EVENT": "arg length mr flags",  # only of missing pages, which are noted anew
+    "SPACE": "kind plain tracking paged page_shift first npages present writable refused dirty_shift wait_head "
+    "dirty_first dirty_pages dirty dirty_blocks zeros slot_first nslots slot_hint",
+    "SLOT": "addr length host pid readonly",
     "FRAME": "off len seg flags func",
     "HASH": "key value",
     "ENGINE": "now sched_head sched_tail max_frame max_segs tx_slot tx_seg tx_nseg tx_av tx_n tx_slots tx_end asleep "
-    "fault_space fault_write fault_addr wheel_now wheel_bits wheel doorbells doorbell_any spaces slots nforward "
-    "forwards fwd_prod fwd_cons fwd_frames fwd_slab",
+    "fault_space fault_flags fault_addr fault_mr fault_len iov word wheel_now wheel_bits wheel doorbells doorbell_any "
+    "spaces slots waits mr_stats nforward forwards fwd_prod fwd_cons "
+    "fwd_frames fwd_slab",
     "FORWARD": "ip here mac via vlan until left packets valid",  # of what has left, not of what comes
 }
 

@@ -105,6 +105,8 @@ def rich_device() -> Device:
     wide.req_notify(solicited_only=True)
     device.record["counters"][C.SENT_PKTS] = 12345
     device.record["counters"][C.RCVD_BYTES] = 1 << 40
+    for qp in device.qps.values():
+        qp.rnr_fault_timer = 0  # there was nothing else when version 1 was written
     device.suspend()
     return device
 

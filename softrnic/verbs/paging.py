@@ -1,0 +1,354 @@
+"""On-demand paging of an address space: faults of the device handed to a resolver, and what its owner answers.
+
+The device has a page table of its own (softrnic.mem.pages). Nothing here blocks: a resolver starts whatever brings the
+page, returns, and calls `resolve` or `refuse` when it knows, from any thread; until then only QPs that need the page
+wait. `invalidate` is the other direction, the role of an MMU notifier.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+from softrnic.counters import C
+from softrnic.errors import VerbsError
+from softrnic.layout import FaultFlag, Paging
+from softrnic.mem import pages
+from softrnic.verbs.bitmap import Bitmap, window
+from softrnic.verbs.slot import TOP, Slot, view_of
+
+if TYPE_CHECKING:
+    from softrnic.engine import Event
+    from softrnic.verbs.device import Device
+    from softrnic.verbs.mr import Mr
+    from softrnic.verbs.space import AddressSpace
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_POPULATE_READ, _POPULATE_WRITE = 22, 23  # madvise, Linux 5.14
+
+
+class PageFault(NamedTuple):
+    """What a resolver is asked for: pages that touch these bytes.
+
+    `prefetch`: advice, nobody waits. `failed`: the page table said present, but the kernel refused the access. `seq`
+    goes back into `resolve`, so that what was invalidated meanwhile is asked for again instead of believed.
+    """
+
+    space: AddressSpace
+    addr: int
+    length: int
+    write: bool
+    prefetch: bool = False
+    failed: bool = False
+    seq: int = 0
+
+
+class PageSource(Protocol):
+    """Post-copy: where pages that are not here yet come from; they arrive through `AddressSpace.land`."""
+
+    def request(self, addr: int, length: int, urgent: bool) -> None:
+        """Bring these bytes, before all others if `urgent`: a QP waits for them. Must not block."""
+
+
+Resolver = Callable[[PageFault], None]
+
+
+@dataclass
+class _Wanted:
+    """A page that was asked for."""
+
+    write: bool = False
+    mrs: Counter[int] = field(default_factory=Counter)
+
+
+class PagedSpace:
+    """The part of an address space that is its page table. `resolver` None: pages of this host come by themselves."""
+
+    device: Device
+    index: int
+    page_size: int
+    slots: list[Slot]
+    regions: set[Mr]
+
+    def __init__(self) -> None:
+        self.resolver: Resolver | None = None
+        self._source: PageSource | None = None
+        self._on_demand = False
+        self._table: tuple[Bitmap, Bitmap, Bitmap] | None = None
+        self._wanted: dict[int, _Wanted] = {}
+        self._seq = 0
+        self._lock = threading.RLock()
+
+    @property
+    def paged(self) -> bool:
+        """Whether on-demand regions look at a page table here."""
+        return self._on_demand
+
+    # --- the page table ---
+
+    def _span(self) -> tuple[int, int]:
+        raise NotImplementedError
+
+    def _refresh(self) -> None:
+        raise NotImplementedError
+
+    def _slot_at(self, addr: int) -> Slot | None:
+        raise NotImplementedError
+
+    def sweep(self) -> None:
+        raise NotImplementedError
+
+    def _set_paging(self, paging: Paging) -> None:
+        """Inside `quiesced`: the page table exists before anybody looks at it."""
+        record = self.device.record["spaces"][self.index]
+        if paging != Paging.NONE:
+            self._make_table()
+        pages.set_paging(self.device.engine.tables, self.index, int(paging))
+        if paging == Paging.NONE:
+            self._table = None
+            record["npages"] = 0
+        self._refresh()
+
+    def _make_table(self) -> None:
+        """A page table over all of the space, keeping what is known of the pages of the old one."""
+        record = self.device.record["spaces"][self.index]
+        low, high = self._span()
+        before = int(record["first"])
+        if self._table is not None:
+            end = before + int(record["npages"]) * self.page_size
+            if before <= low and high <= end:
+                return
+            low, high = min(low, before), max(high, end)
+        first, count = window(low, high, self.page_size)
+        table = (Bitmap(count), Bitmap(count), Bitmap(count))
+        for new, old in zip(table, self._table or (), strict=False):
+            new.take_over(old, (before - first) // self.page_size // 64)
+        for name, new in zip(("present", "writable", "refused"), table, strict=True):
+            record[name] = new.address
+        record["first"], record["npages"] = first, count
+        record["page_shift"] = self.page_size.bit_length() - 1
+        self._table = table
+
+    def _pages(self, addr: int, length: int) -> tuple[int, int]:
+        """The pages that touch some bytes, as first address and length; EINVAL when there are none."""
+        if self._table is None:
+            raise VerbsError(errno.EINVAL, f"address space {self.index} is not paged")
+        if length <= 0 or addr < 0 or addr > TOP - length:
+            raise VerbsError(errno.EINVAL, f"{length} bytes at {addr:#x} are none, or wrap around")
+        first = addr & -self.page_size
+        return first, min(TOP + 1 - self.page_size, -(-(addr + length) // self.page_size) * self.page_size) - first
+
+    def is_present(self, addr: int, *, write: bool = False) -> bool:
+        """Whether the device may read (write) the page at an address without asking."""
+        return self._table is None or bool(pages.is_present(self.device.engine.tables, self.index, addr, write))
+
+    def missing(self, addr: int, length: int, *, write: bool = False) -> Iterator[tuple[int, int]]:
+        """Page by page what is not present of some bytes, neighbours together: (address, length)."""
+        at, length = self._pages(addr, length)
+        end = at + length
+        tables = self.device.engine.tables
+        while (at := int(pages.next_missing(tables, self.index, at, end, write))) < end:
+            stop = at + self.page_size
+            while stop < end and not self.is_present(stop, write=write):
+                stop += self.page_size
+            yield at, stop - at
+            at = stop
+
+    # --- faults and answers ---
+
+    def fault(self, event: Event) -> None:
+        """A page the device needed is missing. Called by whoever drives the engine."""
+        page, write = event.arg & -self.page_size, bool(event.flags & FaultFlag.WRITE)
+        failed = bool(event.flags & FaultFlag.FAILED)
+        self.sweep()
+        with self._lock:
+            if self._table is None:
+                return
+            known = self._wanted.get(page)
+            if self.is_present(page, write=write):
+                if not failed:
+                    self._count_handled(Counter([event.mr]))  # came before we looked
+                    return
+                with self.device.quiesced():  # no more: the kernel took it away unheard
+                    pages.take_away(self.device.engine.tables, self.index, page, self.page_size)
+            asked = known is not None and known.write >= write and not failed
+            wanted = self._wanted.setdefault(page, _Wanted())
+            wanted.mrs[event.mr] += 1
+            wanted.write |= write
+            end = event.arg + max(1, event.length)
+            run = next(self.missing(page, end - page, write=write), (page, self.page_size))
+        if not asked:
+            self._ask(run[0], run[1], write, failed=failed)
+
+    def _ask(self, addr: int, length: int, write: bool, *, prefetch: bool = False, failed: bool = False) -> None:
+        """Hand a fault to whoever brings pages. One that throws has said that there is no page."""
+        try:
+            if self._source is not None:
+                self._source.request(addr, length, not prefetch)
+            elif self.resolver is not None:
+                self.resolver(PageFault(self, addr, length, write, prefetch, failed, self._seq))  # type: ignore[arg-type]
+            else:
+                self._resolve_here(addr, length, write, failed)
+        except Exception as error:  # noqa: BLE001  the device goes on, whatever is wrong with a resolver
+            self.resolver_error = error
+            self.refuse(addr, length)
+
+    resolver_error: Exception | None = None
+    """The last exception of a resolver; the pages it was asked for were refused."""
+
+    def _resolve_here(self, addr: int, length: int, write: bool, failed: bool) -> None:
+        """Without a resolver: memory of this process is brought in by the kernel, that of others at the access."""
+        for page in range(addr, addr + length, self.page_size):
+            slot = self._slot_at(page)
+            if slot is None or slot.pid == 0:
+                self.resolve(page, self.page_size)
+            elif slot.is_ours:
+                self._populate(slot, page, write)
+            elif failed:
+                self.refuse(page, self.page_size)
+            else:
+                self.resolve(page, self.page_size)
+
+    def _populate(self, slot: Slot, page: int, write: bool) -> None:
+        """Ask the kernel for a page of this process, for writing only if need be: that would break up shared ones."""
+        advice = _POPULATE_WRITE if write else _POPULATE_READ
+        start = max(page, slot.addr)
+        host = slot.host + start - slot.addr
+        length = min(page + self.page_size, slot.end) - start
+        skip = host % os.sysconf("SC_PAGESIZE")
+        if _LIBC.madvise(host - skip, length + skip, advice) == 0:
+            self.resolve(page, self.page_size, write=write)
+        else:
+            self.refuse(page, self.page_size)
+
+    def resolve(self, addr: int, length: int, write: bool = True, *, seq: int | None = None) -> bool:
+        """The pages are there now, to be written too if `write`; who waits for them goes on.
+
+        With the `seq` of the fault, False and nothing happens if something was invalidated since: ask again.
+        """
+        with self._lock:
+            start, size = self._pages(addr, length)
+            if seq is not None and seq != self._seq:
+                return False
+            with self.device.quiesced():
+                pages.make_present(self.device.engine.tables, self.index, start, size, write)
+            self._settle(start, size, handled=True)
+        self.device.kick()
+        return True
+
+    def refuse(self, addr: int, length: int) -> None:
+        """The pages never will be there: who waits for them has an access error, until they are resolved after all."""
+        with self._lock:
+            start, size = self._pages(addr, length)
+            with self.device.quiesced():
+                pages.refuse(self.device.engine.tables, self.index, start, size)
+            self._settle(start, size, handled=False)
+        self.device.kick()
+
+    def invalidate(self, addr: int, length: int) -> None:
+        """The pages are about to change or to go: when this returns the device touches them no more, and asks again."""
+        with self._lock:
+            start, size = self._pages(addr, length)
+            with self.device.quiesced():
+                taken = int(pages.take_away(self.device.engine.tables, self.index, start, size))
+            self._seq += 1
+            stats = self.device.record["mr_stats"]
+            self.device.record["counters"][C.PAGE_INVALIDATIONS] += size // self.page_size
+            self.device.record["counters"][C.PAGE_INVALIDATIONS_HANDLED] += taken
+            for mr in self._on_demand_regions(start, size):
+                stats[mr.index]["page_invalidations"] += 1
+                stats[mr.index]["page_invalidations_handled"] += taken > 0
+
+    def prefetch(self, addr: int, length: int, write: bool = False) -> None:
+        """ibv_advise_mr: bring what is missing of these bytes before anybody needs it."""
+        with self._lock:
+            runs = list(self.missing(addr, length, write=write))
+            count = sum(size for _, size in runs) // self.page_size
+            self.device.record["counters"][C.PAGE_PREFETCH] += count
+            for mr in self._on_demand_regions(addr, length):
+                self.device.record["mr_stats"][mr.index]["page_prefetch"] += count
+        for start, size in runs:
+            self._ask(start, size, write, prefetch=True)
+
+    def look_again(self) -> None:
+        """Let all who wait here try again; what is still missing is asked for anew."""
+        with self._lock, self.device.quiesced():
+            self._wanted.clear()
+            pages.wake_all(self.device.engine.tables, self.index)
+
+    def _on_demand_regions(self, addr: int, length: int) -> Iterable[Mr]:
+        return [mr for mr in self.regions if mr.odp and mr.overlaps(addr, addr + length)]
+
+    def _settle(self, start: int, size: int, *, handled: bool) -> None:
+        """What was asked for has been answered."""
+        if size // self.page_size < len(self._wanted):
+            answered = [p for p in range(start, start + size, self.page_size) if p in self._wanted]
+        else:
+            answered = [p for p in self._wanted if start <= p < start + size]
+        for page in answered:
+            wanted = self._wanted.pop(page)
+            if handled:
+                self._count_handled(wanted.mrs)
+
+    def _count_handled(self, mrs: Counter[int]) -> None:
+        for index, count in mrs.items():
+            self.device.record["counters"][C.PAGE_FAULTS_HANDLED] += count
+            if index >= 0:
+                self.device.record["mr_stats"][index]["page_faults_handled"] += count
+
+    # --- post-copy ---
+
+    @property
+    def page_source(self) -> PageSource | None:
+        """Where pages come from that arrive later. Setting one takes every page away, from all regions, pinned or not.
+
+        Setting None ends this: what has not arrived is what it is.
+        """
+        return self._source
+
+    @page_source.setter
+    def page_source(self, source: PageSource | None) -> None:
+        with self._lock:
+            if source is not None and self._source is None:
+                with self.device.quiesced():
+                    self._set_paging(Paging.EVERY)
+                    for bitmap in self._table or ():
+                        bitmap.clear()
+            elif source is None and self._source is not None:
+                with self.device.quiesced():
+                    self._set_paging(Paging.ODP if self._on_demand else Paging.NONE)
+            self._source = source
+            self._seq += 1
+            self._wanted.clear()
+        self.device.kick()
+
+    def land(self, addr: int, data: bytes | memoryview | np.ndarray) -> int:
+        """Whole pages arrive from the page source: how many were still missing. EFAULT where nothing can be written.
+
+        A page that is here already stays as it is: the device may have written it since.
+        """
+        view = view_of(data)
+        start, size = self._pages(addr, view.nbytes)
+        if start != addr or size != view.nbytes:
+            raise VerbsError(errno.EINVAL, f"{view.nbytes} bytes at {addr:#x} are not whole pages")
+        landed = 0
+        with self._lock, self.device.quiesced():
+            for at in range(0, size, self.page_size):
+                status = pages.land(
+                    self.device.engine.tables, self.index, addr + at, int(view.ctypes.data) + at, self.page_size
+                )
+                if status not in (pages.LANDED, pages.LATE):
+                    raise VerbsError(errno.EFAULT, f"the page at {addr + at:#x} cannot be written")
+                landed += status == pages.LANDED
+            self._settle(start, size, handled=True)
+        self.device.kick()
+        return landed
