@@ -184,6 +184,7 @@ class _Saver:
             min_rnr_timer=int(q["min_rnr_timer"]), rnr_fault_timer=int(q["rnr_fault_timer"]),
             max_rd_atomic=int(q["max_rd_atomic"]), max_dest_rd_atomic=int(q["max_dest_rd_atomic"]),
             sqd_notified=bool(q["sqd_notified"]), comm_est=bool(q["comm_est"]), last_wqe=bool(q["last_wqe"]),
+            peer_may_stop=qp.peer_may_stop, peer_may_move=qp.peer_may_move,
             req=self.requester(qp), resp=self.responder(qp),
         )  # fmt: skip
 

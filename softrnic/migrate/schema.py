@@ -325,6 +325,8 @@ class Qp(_State, frozen=True, kw_only=True):
     sqd_notified: bool = False
     comm_est: bool = False
     last_wqe: bool = False
+    peer_may_stop: bool = False
+    peer_may_move: bool = False
     req: Requester = Requester()
     resp: Responder = Responder()
 

@@ -6,13 +6,13 @@ import errno
 import ipaddress
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from softrnic.errors import VerbsError
-from softrnic.layout import QP, Hold, MrKind, RdState, TimerKind
+from softrnic.layout import QP, Hold, MrKind, Probe, RdState, ReqWait, StopFlag, TimerKind
 from softrnic.qp import admin
 from softrnic.qp.machine import check_modify
 from softrnic.qp.retransmit import CWND_MAX, CWND_START
@@ -55,7 +55,8 @@ _RANGES = {
 }
 _ANY_ACCESS = sum(Access)
 _ON_THE_WIRE = (QpState.RTR, QpState.RTS, QpState.SQD, QpState.SQE)
-_HOLDS = {"silence": Hold.SILENCE, "rnr": Hold.RNR}
+_SENDING = (QpState.RTS, QpState.SQD)
+_HOLDS = {"silence": Hold.SILENCE, "rnr": Hold.RNR, "stop": Hold.STOP}
 HOLD_RNR_TIMER = 20  # 10.24 ms: how long a held peer is asked to wait at a time
 
 
@@ -154,7 +155,7 @@ class Qp:
             "rd_out", "resp_off", "resp_resid", "resp_wqe", "resp_op", "ack_state", "nak_sent", "fault", "req_wait",
             "credits_valid", "gap_valid", "rtt_valid", "srtt", "rttvar", "probes", "probe", "msn", "epsn", "req_psn",
             "una_psn", "unacked_req", "cwnd_credit", "sqd_notified", "comm_est", "last_wqe", "limit_ssn", "req_hi_psn",
-            "quiet", "hold", "rnr_left_ns",
+            "quiet", "hold", "rnr_left_ns", "stop",
         ):  # fmt: skip
             q[name] = 0
         q["ssn"] = 1
@@ -285,10 +286,18 @@ class Qp:
             self.device.ring_doorbell(self.index)
 
     def _restart_requester(self) -> None:
-        """Requests flow again. The local ACK timeout runs in full from the next transmit on: no time away counts."""
-        self.record["quiet"] = 0
-        if int(self.record["timer"]) == TimerKind.ACK:
-            self.record["timer"] = TimerKind.NONE
+        """Requests flow again, if need be after a RESUME that the peer acknowledges.
+
+        The local ACK timeout runs in full from the next transmit on: no time away counts.
+        """
+        q = self.record
+        q["quiet"] = 0
+        if self.peer_may_stop and self.resumes_to in _SENDING:
+            if int(q["req_wait"]) == ReqWait.RNR:
+                q["rnr_left"] = min(int(q["rnr_left"]) + 1, int(q["rnr_retry"]))  # that wait is not sat out
+            q["req_wait"], q["probe"], q["probes"], q["timer"] = ReqWait.RESUMED, Probe.DUE, 0, TimerKind.NONE
+        elif int(q["timer"]) == TimerKind.ACK:
+            q["timer"] = TimerKind.NONE
 
     # --- suspension ---
 
@@ -309,12 +318,15 @@ class Qp:
         """Take the QP off the wire with its state whole; again, to change the policy.
 
         "silence": the peer hears nothing but the rest of a READ response already begun. "rnr": answers owed go out,
-        then every request at the expected PSN gets an RNR NAK with `rnr_timer`, which costs the peer no retry.
+        then every request at the expected PSN gets an RNR NAK with `rnr_timer`, which costs the peer no retry. "stop":
+        the same with NAK 5 to every request, for peers that know it (`peer_may_stop`).
         """
         if policy == "forward":
             raise VerbsError(errno.EINVAL, "packets are sent on by address: suspend the device so")
         if policy not in _HOLDS:
             raise VerbsError(errno.EINVAL, f"policy {policy!r} is not one of {', '.join(_HOLDS)}")
+        if policy == "stop" and not self.peer_may_stop:
+            raise VerbsError(errno.EINVAL, "the peer has not agreed to be stopped, and would take it for an error")
         if not 0 <= rnr_timer <= 31:
             raise VerbsError(errno.EINVAL, f"rnr_timer must be 0 to 31, not {rnr_timer}")
         self.suspend_egress()
@@ -346,9 +358,44 @@ class Qp:
         if self.state != QpState.SUSPENDED:
             return int(q["rd_head"]) == int(q["rd_tail"]) and not q["ack_state"]
         pending = [r for r in self.resources(int(q["rd_head"])) if int(r["state"]) == RdState.PENDING]
-        if int(q["hold"]) == Hold.RNR:
+        if int(q["hold"]) != Hold.SILENCE:
             return not pending and not q["ack_state"]
         return not pending or int(pending[0]["cur_psn"]) == int(pending[0]["start_psn"])
+
+    # --- what is agreed with the peer beyond the standard ---
+
+    @property
+    def peer_may_stop(self) -> bool:
+        """Whether both ends know NAK 5 and RESUME (MigrOS), by agreement outside of this; never without. RC only."""
+        return bool(int(self.record["stop"]) & StopFlag.STOP)
+
+    @peer_may_stop.setter
+    def peer_may_stop(self, agreed: bool) -> None:
+        self._agree(StopFlag.STOP, agreed)
+
+    @property
+    def peer_may_move(self) -> bool:
+        """Whether a RESUME from another address is followed there. Whoever can forge one takes the connection over."""
+        return bool(int(self.record["stop"]) & StopFlag.MOVE)
+
+    @peer_may_move.setter
+    def peer_may_move(self, agreed: bool) -> None:
+        self._agree(StopFlag.MOVE, agreed)
+
+    def _agree(self, flag: StopFlag, agreed: bool) -> None:
+        if self.type != QpType.RC:
+            raise VerbsError(errno.EINVAL, f"a {self.type.name} QP has no peer that waits")
+        with self.device.quiesced():
+            self.record["stop"] = int(self.record["stop"]) & ~flag | (flag if agreed else 0)
+
+    def follow_peer(self) -> None:
+        """The engine has noted that the peer resumed at another address: from now on that is where it is."""
+        ah = self._attr["ah"]
+        address = ipaddress.IPv6Address(self.record["moved_ip"].tobytes())
+        moved = replace(ah, dgid=address.ipv4_mapped or address, dmac=self.record["moved_mac"].tobytes())
+        with self.device.quiesced():
+            self._set_path(moved, int(self.record["dqpn"]))
+        self._attr["ah"] = moved
 
     def resources(self, first: int) -> list[np.void]:
         """The records of READs and atomics from ring index `first` on."""
