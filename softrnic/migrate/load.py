@@ -321,6 +321,12 @@ class _Loader:
                     "max_rd_atomic": saved.max_rd_atomic,
                 }  # fmt: skip
             qp.modify(QpState.RTS, **attr)
+        used = {
+            name: value for name in ("timeout", "retry_cnt", "rnr_retry")
+            if (value := getattr(saved, f"used_{name}")) is not None
+        }  # fmt: skip
+        if used:
+            qp.adjust(**used)
 
     def _fill_requester(self, qp: Qp, saved: schema.Qp, path: str) -> None:
         q, req = qp.record, saved.req

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from softrnic.verbs.address import gid_bytes
 from softrnic.verbs.cq import Cq
 from softrnic.verbs.pd import AhAttr, with_mac, write_av
 from softrnic.verbs.srq import Srq, put_rwqe
+from softrnic.verbs.survival import POLICIES, Peer, Survival, survival
 from softrnic.verbs.wr import RecvWr, SendWr
 from softrnic.wire.frame import flow_sport
 
@@ -55,6 +56,7 @@ _RANGES = {
 }
 _ANY_ACCESS = sum(Access)
 _ON_THE_WIRE = (QpState.RTR, QpState.RTS, QpState.SQD, QpState.SQE)
+_PATIENCE = ("timeout", "retry_cnt", "rnr_retry")
 _SENDING = (QpState.RTS, QpState.SQD)
 _HOLDS = {"silence": Hold.SILENCE, "rnr": Hold.RNR, "stop": Hold.STOP}
 HOLD_RNR_TIMER = 20  # 10.24 ms: how long a held peer is asked to wait at a time
@@ -94,6 +96,7 @@ class Qp:
         self.index = device.pools.qps.alloc()
         self._rd_slots = 0
         self._attr: dict[str, Any] = {}
+        self._adjusted: dict[str, int] = {}
         self.record = device.record["qps"][self.index]
         with device.quiesced(), ExitStack() as undo:
             undo.callback(device.pools.qps.free, self.index)
@@ -228,7 +231,7 @@ class Qp:
         if "ah" in attr:
             self._set_path(attr["ah"], attr.get("dqpn", int(q["dqpn"])))
         for name in ("dqpn", "qkey", "min_rnr_timer", "timeout", "retry_cnt", "rnr_retry", "max_rd_atomic", "port"):
-            if name in attr:
+            if name in attr and name not in self._adjusted:
                 q[name] = attr[name]
         if "access_flags" in attr:
             q["access"] = int(Access(attr["access_flags"]))
@@ -271,6 +274,7 @@ class Qp:
             admin.forget(self.device.engine.tables, self.index)
             self._reset_record()
             self._attr.clear()
+            self._adjusted.clear()
         elif new == QpState.ERR:
             if old != QpState.ERR:
                 admin.to_error(self.device.engine.tables, self.index)
@@ -362,6 +366,70 @@ class Qp:
             return not pending and not q["ack_state"]
         return not pending or int(pending[0]["cur_psn"]) == int(pending[0]["start_psn"])
 
+    # --- what the peer will bear, and what we bear for a peer that is away ---
+
+    def peer(self, policy: str = "silence", rnr_timer: int = HOLD_RNR_TIMER) -> Peer:
+        """The peer, taken to be configured as this QP was told to be itself: nothing on the wire tells."""
+        if policy not in POLICIES:
+            raise VerbsError(errno.EINVAL, f"policy {policy!r} is not one of {', '.join(POLICIES)}")
+        if policy == "stop" and not self.peer_may_stop:
+            policy = "rnr"
+        wanted = self.requested
+        return Peer(
+            wanted["timeout"], wanted["retry_cnt"], wanted["rnr_retry"], policy, rnr_timer, self.type == QpType.RC
+        )  # fmt: skip
+
+    def survival(self, pause_ns: int, policy: str = "silence", *, rnr_timer: int = HOLD_RNR_TIMER) -> Survival:
+        """Whether the peer keeps its connection while this QP is suspended so for `pause_ns`."""
+        return survival(self.peer(policy, rnr_timer), pause_ns, tuple(self._awaited()))
+
+    def _awaited(self) -> Iterator[str]:
+        """What the peer waits for, as far as it shows here."""
+        q = self.record
+        if self.type != QpType.RC or self.resumes_to not in (QpState.RTR, *_SENDING):
+            return
+        if owed := int(q["rd_tail"]) - int(q["rd_done"]):
+            yield f"{owed} READs or atomics without their answer"
+        if q["ack_state"]:
+            yield "an acknowledgement not yet sent"
+        if q["resp_op"]:
+            yield "the rest of a message that it is sending"
+
+    @property
+    def requested(self) -> dict[str, int]:
+        """`timeout`, `retry_cnt` and `rnr_retry` as they were set by `modify`."""
+        return {name: int(self._attr.get(name, 0)) for name in _PATIENCE}
+
+    @property
+    def effective(self) -> dict[str, int]:
+        """The same as the QP uses them now: those requested, or what `adjust` has put in their place."""
+        return {name: int(self.record[name]) for name in _PATIENCE}
+
+    @property
+    def adjusted(self) -> dict[str, int]:
+        """What `adjust` was last given."""
+        return dict(self._adjusted)
+
+    def adjust(
+        self, *, timeout: int | None = None, retry_cnt: int | None = None, rnr_retry: int | None = None
+    ) -> None:
+        """Be more (or less) patient than was requested, while the peer is known to move; without arguments, no longer.
+
+        What was requested stays as it was, and is what `query` says. Retries already spent stay spent.
+        """
+        given = {"timeout": timeout, "retry_cnt": retry_cnt, "rnr_retry": rnr_retry}
+        changed = {name: value for name, value in given.items() if value is not None}
+        if self.type != QpType.RC or self.resumes_to not in (*_SENDING, QpState.ERR):
+            raise VerbsError(errno.EINVAL, f"a {self.type.name} QP in {self.state.name} waits for nobody")
+        self._check_values(changed)
+        q, before = self.record, self.effective
+        with self.device.quiesced():
+            self._adjusted = changed
+            for name, value in {**self.requested, **changed}.items():
+                q[name] = value
+            for left, count in (("retry_left", "retry_cnt"), ("rnr_left", "rnr_retry")):
+                q[left] = max(0, int(q[count]) - (before[count] - int(q[left])))
+
     # --- what is agreed with the peer beyond the standard ---
 
     @property
@@ -409,13 +477,18 @@ class Qp:
         return dict(self._attr)
 
     def query(self) -> dict[str, Any]:
-        """ibv_query_qp: the state and every attribute set so far, with both PSNs as they are now."""
+        """ibv_query_qp: the state and every attribute set so far, with both PSNs as they are now.
+
+        `effective` are the timeout and retry counts in use, which `adjust` may have changed.
+        """
         q = self.record
         now = {
             "state": self.state, "qpn": self.qpn, "type": self.type, "rq_psn": int(q["epsn"]),
             "sq_psn": int(q["req_hi_psn"]), "cap": self.cap, "sq_draining": self._draining(),
             "path_mtu": Mtu((int(q["pmtu"]) >> 7).bit_length() - 1),
         }  # fmt: skip
+        if self.type == QpType.RC and "timeout" in self._attr:
+            now["effective"] = self.effective
         return {**self._attr, **now}
 
     def _draining(self) -> bool:
