@@ -68,6 +68,11 @@ class C(IntEnum):
     CQ_OVERRUN = 53
     BAD_RESPONSE = 54
     EVENTS_LOST = 55
+    # stopping and resuming
+    SEND_STOP = 56
+    RCVD_STOP = 57
+    SEND_RESUME = 58
+    RCVD_RESUME = 59
     # memory
     PAGE_FAULTS = 64
     PAGE_FAULTS_HANDLED = 65
@@ -146,6 +151,10 @@ COUNTERS: tuple[CounterRow, ...] = (
     _row(C.CQ_OVERRUN, "cq_overruns", "completions lost because a CQ was full"),
     _row(C.BAD_RESPONSE, "bad_responses", "responses that contradict the request"),
     _row(C.EVENTS_LOST, "events_lost", "asynchronous events lost because nobody fetched them"),
+    _row(C.SEND_STOP, "stop_naks_sent", "NAKs that say we are suspended sent"),
+    _row(C.RCVD_STOP, "stop_naks_received", "NAKs that say the peer is suspended received"),
+    _row(C.SEND_RESUME, "resumes_sent", "packets sent that say we go on"),
+    _row(C.RCVD_RESUME, "resumes_received", "packets received that say the peer goes on"),
     _row(C.PAGE_FAULTS, "page_faults", "accesses to a page that was not present"),
     _row(C.PAGE_FAULTS_HANDLED, "page_faults_handled", "page faults resolved"),
     _row(C.PAGE_INVALIDATIONS, "page_invalidations", "pages that were to be taken from the device"),

@@ -357,11 +357,14 @@ QP = _record(
         ("quiet", "u1"),  # the requester and its timers stand still: first phase of a suspension
         ("hold", "u1"),  # Hold: what a suspended QP answers to requests
         ("hold_timer", "u1"),  # RNR timer code of Hold.RNR
+        ("stop", "u1"),  # StopFlag: what was agreed with the peer beyond IBTA
         ("resume_to", "u1"),  # QpState a suspended QP returns to
         ("rnr_left_ns", "i8"),  # RNR wait brought along from elsewhere, not yet in the wheel
         ("gid_index", "i4"),
         ("src_ip", "u1", (16,)),  # peer's and own address as GIDs, checked on every packet of RC and UC
         ("dst_ip", "u1", (16,)),
+        ("moved_ip", "u1", (16,)),  # where a peer that may move says it is now
+        ("moved_mac", "u1", (6,)),
     ]
 )
 
@@ -369,8 +372,10 @@ QP = _record(
 class ReqWait(IntEnum):
     """QP["req_wait"]: why the requester does not go on by itself."""
 
-    NONE = 0
-    RNR  = 1  # the RNR timer runs
+    NONE    = 0
+    RNR     = 1  # the RNR timer runs
+    STOPPED = 2  # the peer is suspended, and will say when it goes on
+    RESUMED = 3  # we were, and the peer has not yet heard that we go on
 
 
 class Probe(IntEnum):
@@ -403,6 +408,14 @@ class Hold(IntEnum):
 
     SILENCE = 0
     RNR     = 1  # an RNR NAK to the expected request: the peer waits and spends no retry
+    STOP    = 2  # NAK 5 to any request: a peer that knows it waits until we resume
+
+
+class StopFlag(IntFlag):
+    """QP["stop"]."""
+
+    STOP = 1  # each may tell the other that it is stopped, and that it goes on
+    MOVE = 2  # and that it is at another address
 
 
 class TimerKind(IntEnum):
@@ -411,6 +424,7 @@ class TimerKind(IntEnum):
     NONE = 0
     ACK  = 1
     RNR  = 2
+    STOP = 3  # of ReqWait.STOPPED and RESUMED: ask, or say it, again
 
 
 class PageWait(IntFlag):

@@ -66,6 +66,7 @@ class Op(IntEnum):
     RESYNC               = 0x15
     SEND_LAST_INV        = 0x16
     SEND_ONLY_INV        = 0x17
+    RESUME               = 0x19  # not of IBTA: MigrOS (USENIX ATC'21), only between peers that have agreed on it
 
 
 class AethKind(IntEnum):
@@ -84,6 +85,7 @@ class Nak(IntEnum):
     REMOTE_ACCESS_ERROR      = 2
     REMOTE_OPERATIONAL_ERROR = 3
     INVALID_RD_REQUEST       = 4
+    STOPPED                  = 5  # not of IBTA, which has it reserved: as RESUME
 
 
 # RNR NAK timer field to microseconds (9.7.5.2.8, table 47).

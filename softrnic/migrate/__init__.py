@@ -12,6 +12,12 @@ from __future__ import annotations
 from softrnic.errors import StateError
 from softrnic.migrate.load import Restored, restore
 from softrnic.migrate.save import save
-from softrnic.migrate.survival import Peer, Survival, peer_of, survival
+from softrnic.verbs import Qp
+from softrnic.verbs.survival import Peer, Survival, survival
 
 __all__ = ["Peer", "Restored", "StateError", "Survival", "peer_of", "restore", "save", "survival"]
+
+
+def peer_of(qp: Qp, policy: str = "silence", rnr_timer: int = 20) -> Peer:
+    """The peer of a QP, taken to be configured as the QP itself is."""
+    return qp.peer(policy, rnr_timer)

@@ -50,6 +50,11 @@ def check_qp(qp: schema.Qp, pmtu: int, path: str) -> None:
     exact = qp.state <= QpState.RTS
     require(qp.reached == level if exact else qp.reached >= level, f"{path}.reached", "does not fit the state")
     require(qp.state != QpState.SQE or qp.type != QpType.RC, f"{path}.state", "an RC QP is never in SQE")
+    used = (qp.used_timeout, qp.used_retry_cnt, qp.used_rnr_retry) != (None, None, None)
+    waits = qp.type == QpType.RC and qp.reached == QpState.RTS
+    require(waits or not used, f"{path}.used_timeout", "only an RC QP that has come to RTS waits for anybody")
+    agreed = qp.peer_may_stop or qp.peer_may_move
+    require(qp.type == QpType.RC or not agreed, f"{path}.peer_may_stop", "only RC waits")
     connected = qp.type in (QpType.RC, QpType.UC)
     wants_path = connected and qp.reached >= QpState.RTR
     require((qp.path is not None) == wants_path, f"{path}.path", "missing, or not used by such a QP")

@@ -23,7 +23,7 @@ import numpy as np
 from softrnic import spec
 from softrnic.counters import COUNTERS
 from softrnic.errors import StateError, VerbsError
-from softrnic.layout import EVENT_ENTRIES, RdState, ReqWait, WqeState
+from softrnic.layout import EVENT_ENTRIES, RdState, ReqWait, StopFlag, WqeState
 from softrnic.migrate import schema
 from softrnic.migrate.check import check_qp, length_of, pmtu_of, require
 from softrnic.migrate.envelope import unwrap
@@ -289,6 +289,7 @@ class _Loader:
         q["qkey"], q["rnr_fault_timer"] = saved.qkey, saved.rnr_fault_timer
         q["sqd_notified"], q["comm_est"], q["last_wqe"] = saved.sqd_notified, saved.comm_est, saved.last_wqe
         q["access"] = saved.access
+        q["stop"] = saved.peer_may_stop * StopFlag.STOP | saved.peer_may_move * StopFlag.MOVE
         q["state"] = QpState.SUSPENDED if saved.suspended else saved.state
         q["resume_to"] = saved.state
         q["type"] = saved.type
@@ -320,6 +321,12 @@ class _Loader:
                     "max_rd_atomic": saved.max_rd_atomic,
                 }  # fmt: skip
             qp.modify(QpState.RTS, **attr)
+        used = {
+            name: value for name in ("timeout", "retry_cnt", "rnr_retry")
+            if (value := getattr(saved, f"used_{name}")) is not None
+        }  # fmt: skip
+        if used:
+            qp.adjust(**used)
 
     def _fill_requester(self, qp: Qp, saved: schema.Qp, path: str) -> None:
         q, req = qp.record, saved.req

@@ -179,10 +179,11 @@ class _Saver:
             sq_sig_all=bool(q["sq_sig_all"]), access=int(q["access"]), qkey=int(q["qkey"]), dqpn=int(q["dqpn"]),
             path=_path(path, path.dmac, path.sport) if path else None,
             path_mtu=int(attr["path_mtu"]) if connected and path else int(Mtu.MTU_4096),
-            timeout=int(q["timeout"]), retry_cnt=int(q["retry_cnt"]), rnr_retry=int(q["rnr_retry"]),
+            **qp.requested, **{f"used_{name}": value for name, value in qp.adjusted.items()},
             min_rnr_timer=int(q["min_rnr_timer"]), rnr_fault_timer=int(q["rnr_fault_timer"]),
             max_rd_atomic=int(q["max_rd_atomic"]), max_dest_rd_atomic=int(q["max_dest_rd_atomic"]),
             sqd_notified=bool(q["sqd_notified"]), comm_est=bool(q["comm_est"]), last_wqe=bool(q["last_wqe"]),
+            peer_may_stop=qp.peer_may_stop, peer_may_move=qp.peer_may_move,
             req=self.requester(qp), resp=self.responder(qp),
         )  # fmt: skip
 

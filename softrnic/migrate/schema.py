@@ -325,6 +325,11 @@ class Qp(_State, frozen=True, kw_only=True):
     sqd_notified: bool = False
     comm_est: bool = False
     last_wqe: bool = False
+    used_timeout: U5 | None = None  # None: as requested
+    used_retry_cnt: U3 | None = None
+    used_rnr_retry: U3 | None = None
+    peer_may_stop: bool = False
+    peer_may_move: bool = False
     req: Requester = Requester()
     resp: Responder = Responder()
 

@@ -34,6 +34,7 @@ WAIT = 2  # a page is missing
 
 _REMOTE_READ = int(Access.REMOTE_READ)
 _NAK_ACCESS = 0x60 | Nak.REMOTE_ACCESS_ERROR
+_NAK_STOPPED = 0x60 | Nak.STOPPED
 # Credit count field to receive WQEs (9.7.7.2, table 50).
 CREDITS = frozen(
     [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096,
@@ -175,8 +176,9 @@ def _refuse_read(eng, qp, qp_index, res):
 def _send_ack(eng, tx, qp, qp_index):
     """The owed ACK or NAK; False when the ring is full."""
     length = BTH_LEN + AETH_LEN + ICRC_LEN
-    # a NAK whose packet has come meanwhile is no longer true
-    nak = qp["ack_state"] == AckState.NAK and (qp["ack_psn"] == qp["epsn"] or qp["state"] == QpState.ERR)
+    # a NAK whose packet has come meanwhile is no longer true, unless it says that nothing more is taken
+    timeless = qp["state"] == QpState.ERR or qp["ack_syndrome"] == _NAK_STOPPED
+    nak = qp["ack_state"] == AckState.NAK and (qp["ack_psn"] == qp["epsn"] or timeless)
     psn = i64(qp["ack_psn"]) if nak else psn_add(i64(qp["epsn"]), -1)
     bth = put_plain(eng, tx, qp, qp_index, Op.ACKNOWLEDGE.value, psn, length)
     if bth == NO_ROOM:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from softrnic.counters import C
 from softrnic.jit import addr_of, i64, inline, st64
-from softrnic.layout import PageWait, WqeState
+from softrnic.layout import PageWait, ReqWait, StopFlag, WqeState
 from softrnic.mem.copy import scatter
 from softrnic.mem.space import MEM_FAULT, MEM_OK
 from softrnic.qp.answer import CREDITS
@@ -16,7 +16,15 @@ from softrnic.qp.finish import complete_send, fail_send
 from softrnic.qp.pagewait import pause
 from softrnic.qp.psn import psn_add, psn_diff
 from softrnic.qp.requester import retire_local, wqe_sge_base
-from softrnic.qp.retransmit import note_life, note_progress, rewind, rnr_retry, sequence_retry
+from softrnic.qp.retransmit import (
+    note_life,
+    note_progress,
+    peer_has_stopped,
+    peer_is_awake,
+    rewind,
+    rnr_retry,
+    sequence_retry,
+)
 from softrnic.qp.sched import schedule
 from softrnic.spec import CREDITS_INVALID, AethKind, Nak, QpState, WcStatus, WrOpcode
 from softrnic.wire.headers import AETH_LEN, aeth_msn, aeth_syndrome, atomicacketh_orig
@@ -44,6 +52,8 @@ def _old_response(eng, buf, qp, qp_index, pkt):
     if pkt.flags & OpFlag.ACK and psn_add(pkt.psn, 1) == i64(qp["una_psn"]):
         syndrome = aeth_syndrome(buf, pkt.ext)
         if syndrome >> 5 == AethKind.ACK:
+            if qp["req_wait"] == ReqWait.RESUMED:
+                peer_is_awake(eng, qp, qp_index)
             take_credits(qp, syndrome, aeth_msn(buf, pkt.ext))
             schedule(eng, qp, qp_index)
             return
@@ -184,6 +194,9 @@ def _receive_nak(eng, qp, qp_index, code):
     if code == Nak.PSN_SEQUENCE_ERROR:
         eng["counters"][C.RCVD_SEQ_ERR] += 1
         sequence_retry(eng, qp, qp_index)
+        return
+    if code == Nak.STOPPED and i64(qp["stop"]) & StopFlag.STOP.value:
+        peer_has_stopped(eng, qp, qp_index)
         return
     eng["counters"][C.RCVD_REMOTE_ERR] += 1
     if code == Nak.INVALID_REQUEST:

@@ -14,7 +14,8 @@ from softrnic.qp.address import same_ip
 from softrnic.qp.completer import receive_response
 from softrnic.qp.forward import forward_frame
 from softrnic.qp.pkt import Pkt
-from softrnic.qp.responder import hold_request, receive_datagram, receive_request
+from softrnic.qp.responder import receive_datagram, receive_request
+from softrnic.qp.stop import hold_request, receive_resume, resumed_elsewhere
 from softrnic.spec import QpState, QpType, Service
 from softrnic.wire.frame import LinkError, parse_link
 from softrnic.wire.headers import (
@@ -95,7 +96,7 @@ def _receive_packet(eng, buf, func, bth, length, l3_off, is_v6):
     if bth_tver(buf, bth) != 0 or length < BTH_LEN + ICRC_LEN:
         eng["counters"][C.DROP_BTH] += 1
         return
-    if flags & (OpFlag.REQUEST | OpFlag.RESPONSE) == 0:
+    if flags & (OpFlag.REQUEST | OpFlag.RESPONSE | OpFlag.RESUME) == 0:
         eng["counters"][C.DROP_OPCODE] += 1
         return
     if payload_len < 0 or (payload_len > 0 and flags & OpFlag.PAYLOAD == 0):
@@ -149,7 +150,7 @@ def _deliver(eng, buf, qp, index, pkt):
     if state == QpState.SUSPENDED:
         eng["counters"][C.DROP_SUSPENDED] += 1
         is_request = service == _RC and pkt.flags & OpFlag.REQUEST != 0
-        if qp["hold"] == Hold.RNR and is_request and _from_peer(qp, buf, pkt):
+        if qp["hold"] != Hold.SILENCE and is_request and _from_peer(qp, buf, pkt):
             hold_request(eng, qp, index, pkt)
         return
     if state < QpState.RTR or state == QpState.ERR:
@@ -159,10 +160,13 @@ def _deliver(eng, buf, qp, index, pkt):
         receive_datagram(eng, buf, qp, index, pkt)
         return
     if not _from_peer(qp, buf, pkt):
-        eng["counters"][C.DROP_PEER] += 1
+        if pkt.flags & OpFlag.RESUME == 0 or not resumed_elsewhere(eng, buf, qp, index, pkt):
+            eng["counters"][C.DROP_PEER] += 1
         return
     if pkt.flags & OpFlag.REQUEST:
         receive_request(eng, buf, qp, index, pkt)
+    elif pkt.flags & OpFlag.RESUME:
+        receive_resume(eng, qp, index)
     elif state == QpState.RTS or state == QpState.SQD:
         receive_response(eng, buf, qp, index, pkt)
     else:

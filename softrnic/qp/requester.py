@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from softrnic.counters import C
 from softrnic.jit import frozen, i64, inline
-from softrnic.layout import MAX_SGE, MrKind, PageWait, Probe, ReqWait, WqeState
+from softrnic.layout import MAX_SGE, MrKind, PageWait, Probe, ReqWait, TimerKind, WqeState
 from softrnic.mem.copy import gather, gather_inline
 from softrnic.mem.mr import check_local, find_mr
 from softrnic.mem.space import MEM_FAULT, MEM_OK
@@ -17,7 +17,9 @@ from softrnic.qp.finish import complete_send, fail_send, flush_sq
 from softrnic.qp.packet import NO_ROOM, cancel, header_crc, put_plain, reserve, seal, seal_plain
 from softrnic.qp.pagewait import pause
 from softrnic.qp.psn import psn_add, psn_diff
-from softrnic.qp.retransmit import CWND_MAX, arm_ack_timer, resume_rnr_wait, rewind
+from softrnic.qp.retransmit import CWND_MAX, arm_ack_timer, resume_interval_ns, resume_rnr_wait, rewind
+from softrnic.qp.sched import schedule
+from softrnic.qp.timer import start_timer
 from softrnic.spec import (
     MAX_MESSAGE,
     Access,
@@ -520,6 +522,36 @@ def _send_probe(eng, tx, qp, qp_index):
 
 
 @inline
+def _send_resume(eng, tx, qp, qp_index):
+    """Tell the peer that we go on: again and again until it acknowledges. False: no room (MigrOS, ATC'21 3.3)."""
+    length = BTH_LEN + ICRC_LEN
+    bth = reserve(eng, tx, qp_index, length)
+    if bth == NO_ROOM:
+        return False
+    put_bth(tx.slab, bth, Op.RESUME.value, 0, 0, i64(qp["pkey"]), i64(qp["dqpn"]), 1, i64(qp["una_psn"]))
+    seal_plain(eng, tx, qp_index, bth, length)
+    eng["counters"][C.SEND_RESUME] += 1
+    qp["probe"] = Probe.NONE
+    start_timer(eng, qp, qp_index, TimerKind.STOP, i64(eng["now"]) + resume_interval_ns(qp))
+    qp["probes"] = min(200, i64(qp["probes"]) + 1)
+    return True
+
+
+@inline
+def _may_ask(eng, tx, qp, qp_index):
+    """While the requester waits: whether it may send one packet, to ask whether the peer is still stopped."""
+    if qp["req_wait"] == ReqWait.RESUMED:
+        due = qp["probe"] == Probe.DUE or qp["timer"] != TimerKind.STOP
+        if due and not _send_resume(eng, tx, qp, qp_index):
+            schedule(eng, qp, qp_index)
+        return False
+    if qp["req_wait"] != ReqWait.STOPPED or qp["probe"] != Probe.DUE:
+        return False
+    qp["probe"] = Probe.NONE
+    return True
+
+
+@inline
 def _is_sending(qp):
     return (qp["state"] == QpState.RTS or qp["state"] == QpState.SQD) and qp["quiet"] == 0
 
@@ -532,8 +564,13 @@ def send_requests(eng, tx, qp, qp_index, budget):
         return IDLE
     if _is_sending(qp):
         resume_rnr_wait(eng, qp, qp_index)
-    if not _is_sending(qp) or qp["req_wait"] == ReqWait.RNR or i64(qp["fault"]) & PageWait.REQUESTER.value:
+    if not _is_sending(qp) or i64(qp["fault"]) & PageWait.REQUESTER.value:
         return IDLE
+    asking = qp["req_wait"] != ReqWait.NONE
+    if asking:
+        if not _may_ask(eng, tx, qp, qp_index):
+            return IDLE
+        budget = 1
     if qp["probe"] == Probe.DUE and not _send_probe(eng, tx, qp, qp_index):
         return MORE
     outcome = MORE
@@ -582,6 +619,9 @@ def send_requests(eng, tx, qp, qp_index, budget):
             _fail_current(eng, qp, qp_index, wqe, WcStatus.LOC_PROT_ERR)
     if i64(qp["fault"]) & PageWait.REQUESTER.value:
         outcome = IDLE
+    if asking and qp["req_wait"] == ReqWait.STOPPED:
+        rewind(eng, qp, qp_index)
+        return IDLE
     unanswered = qp["type"] == QpType.RC and qp["una_psn"] != qp["req_hi_psn"]
     if unanswered and qp["timer"] == 0 and _is_sending(qp):
         qp["progress_at"] = eng["now"]  # nothing was outstanding, or the QP was not on the wire

@@ -407,7 +407,7 @@ def owe_ack(eng, qp, qp_index):
 
 
 @inline
-def _owe_nak(eng, qp, qp_index, syndrome):
+def owe_nak(eng, qp, qp_index, syndrome):
     """One negative answer for the expected PSN; silence follows until that packet comes (9.7.5.2.8)."""
     qp["ack_state"] = AckState.NAK
     qp["ack_syndrome"] = syndrome
@@ -417,37 +417,29 @@ def _owe_nak(eng, qp, qp_index, syndrome):
 
 
 @inline
-def hold_request(eng, qp, qp_index, pkt):
-    """A suspended QP asks the peer to wait: an RNR NAK to the expected PSN, after all answers owed before it."""
-    if pkt.psn == i64(qp["epsn"]):
-        eng["counters"][C.SEND_RNR_ERR] += 1
-        _owe_nak(eng, qp, qp_index, _SYNDROME_RNR | i64(qp["hold_timer"]))
-
-
-@inline
 def refuse(eng, qp, qp_index, step):
     """Answer a request that failed a check; what is fatal also takes our own QP to its error state (9.9.2.4)."""
     if step == NAK_SEQUENCE:
         eng["counters"][C.SEND_SEQ_ERR] += 1
-        _owe_nak(eng, qp, qp_index, _SYNDROME_NAK | Nak.PSN_SEQUENCE_ERROR.value)
+        owe_nak(eng, qp, qp_index, _SYNDROME_NAK | Nak.PSN_SEQUENCE_ERROR.value)
     elif step == NAK_RNR:
         eng["counters"][C.SEND_RNR_ERR] += 1
-        _owe_nak(eng, qp, qp_index, _SYNDROME_RNR | i64(qp["min_rnr_timer"]))
+        owe_nak(eng, qp, qp_index, _SYNDROME_RNR | i64(qp["min_rnr_timer"]))
     elif step == NAK_FAULT:
         eng["counters"][C.SEND_RNR_ERR] += 1
         report_fault(eng)
-        _owe_nak(eng, qp, qp_index, _SYNDROME_RNR | fault_timer(qp))
+        owe_nak(eng, qp, qp_index, _SYNDROME_RNR | fault_timer(qp))
     elif step == NAK_ACCESS:
         eng["counters"][C.SEND_REMOTE_ACCESS_ERR] += 1
-        _owe_nak(eng, qp, qp_index, _SYNDROME_NAK | Nak.REMOTE_ACCESS_ERROR.value)
+        owe_nak(eng, qp, qp_index, _SYNDROME_NAK | Nak.REMOTE_ACCESS_ERROR.value)
         _fatal(eng, qp, qp_index, WcStatus.LOC_ACCESS_ERR, EventType.QP_ACCESS_ERR)
     elif step == NAK_OPERATIONAL:
         eng["counters"][C.SEND_REMOTE_OP_ERR] += 1
-        _owe_nak(eng, qp, qp_index, _SYNDROME_NAK | Nak.REMOTE_OPERATIONAL_ERROR.value)
+        owe_nak(eng, qp, qp_index, _SYNDROME_NAK | Nak.REMOTE_OPERATIONAL_ERROR.value)
         _fatal(eng, qp, qp_index, WcStatus.LOC_PROT_ERR, EventType.QP_FATAL)
     else:
         eng["counters"][C.SEND_INVALID_REQUEST_ERR] += 1
-        _owe_nak(eng, qp, qp_index, _SYNDROME_NAK | Nak.INVALID_REQUEST.value)
+        owe_nak(eng, qp, qp_index, _SYNDROME_NAK | Nak.INVALID_REQUEST.value)
         status = WcStatus.LOC_LEN_ERR if step == NAK_LENGTH else WcStatus.REM_INV_REQ_ERR
         _fatal(eng, qp, qp_index, status, EventType.QP_REQ_ERR)
 

@@ -20,6 +20,9 @@ PROBE_MIN_NS = 500_000
 CWND_START = 256
 CWND_MAX = 1024
 
+STOP_POLL_NS = 250_000_000  # how often a peer that said it is stopped is asked again; it costs no retry
+RESUME_MIN_NS = 2_000_000  # after which a RESUME is sent again, doubling up to STOP_POLL_NS
+
 _RNR_NS = frozen([us * 1000 for us in RNR_TIMER_US], "i8")
 
 
@@ -53,7 +56,7 @@ def _may_probe(eng, qp):
 @inline
 def arm_ack_timer(eng, qp, qp_index):
     """(Re)start the local ACK timer while anything is unanswered, else stop it (9.9.1.1)."""
-    if qp["req_wait"] == ReqWait.RNR:
+    if qp["req_wait"] != ReqWait.NONE:
         return
     if qp["una_psn"] == qp["req_hi_psn"]:
         stop_timer(qp)
@@ -115,6 +118,8 @@ def note_progress(eng, qp, qp_index, npsn):
     qp["probe"] = Probe.NONE
     qp["probes"] = 0
     qp["progress_at"] = eng["now"]
+    if i64(qp["req_wait"]) > ReqWait.RNR:
+        peer_is_awake(eng, qp, qp_index)
     _time_round_trip(eng, qp)
     _open_window(qp, npsn)
     arm_ack_timer(eng, qp, qp_index)
@@ -182,8 +187,8 @@ def rnr_retry(eng, qp, qp_index, timer_code):
     for long would cost the connection one stray loss at a time.
     """
     eng["counters"][C.RCVD_RNR_ERR] += 1
-    if qp["req_wait"] == ReqWait.RNR:
-        return  # said twice: nothing was sent since
+    if qp["req_wait"] == ReqWait.RNR or qp["req_wait"] == ReqWait.RESUMED:
+        return  # said twice, or long ago: nothing was sent since
     if i64(qp["rnr_left"]) == 0 and i64(qp["rnr_retry"]) != RNR_RETRY_INFINITE:
         eng["counters"][C.RETRY_RNR_EXCEEDED_ERR] += 1
         fail_send(eng, qp, qp_index, WcStatus.RNR_RETRY_EXC_ERR)
@@ -195,6 +200,37 @@ def rnr_retry(eng, qp, qp_index, timer_code):
     rewind(eng, qp, qp_index)
     qp["req_wait"] = ReqWait.RNR
     start_timer(eng, qp, qp_index, TimerKind.RNR, i64(eng["now"]) + _RNR_NS[timer_code])
+
+
+@inline
+def peer_has_stopped(eng, qp, qp_index):
+    """NAK 5: wait, at the cost of nothing, until the peer resumes (MigrOS); ask now and then, should we miss it."""
+    eng["counters"][C.RCVD_STOP] += 1
+    if qp["req_wait"] == ReqWait.RESUMED:
+        return  # we have something to say ourselves, until it is heard
+    qp["retry_left"] = qp["retry_cnt"]
+    qp["rnr_left"] = qp["rnr_retry"]
+    qp["probes"] = 0
+    rewind(eng, qp, qp_index)
+    qp["req_wait"] = ReqWait.STOPPED
+    start_timer(eng, qp, qp_index, TimerKind.STOP, i64(eng["now"]) + STOP_POLL_NS)
+
+
+@inline
+def peer_is_awake(eng, qp, qp_index):
+    """Whatever we waited for of the peer, it is there: go on from the oldest unacknowledged packet."""
+    qp["req_wait"] = ReqWait.NONE
+    stop_timer(qp)
+    qp["probe"] = Probe.NONE
+    qp["probes"] = 0
+    qp["progress_at"] = eng["now"]
+    rewind(eng, qp, qp_index)
+
+
+@inline
+def resume_interval_ns(qp):
+    """When to send a RESUME once more."""
+    return min(STOP_POLL_NS, RESUME_MIN_NS << min(i64(qp["probes"]), 10))
 
 
 @inline
@@ -217,6 +253,12 @@ def expire(eng, qp, qp_index):
     stop_timer(qp)
     if kind == TimerKind.RNR:
         qp["req_wait"] = ReqWait.NONE
+        schedule(eng, qp, qp_index)
+        return
+    if kind == TimerKind.STOP:
+        qp["probe"] = Probe.DUE
+        if qp["req_wait"] == ReqWait.STOPPED:
+            start_timer(eng, qp, qp_index, TimerKind.STOP, i64(eng["now"]) + STOP_POLL_NS)
         schedule(eng, qp, qp_index)
         return
     if (qp["state"] != QpState.RTS and qp["state"] != QpState.SQD) or qp["quiet"] or qp["timeout"] == 0:

@@ -322,14 +322,16 @@ class Device:
     def suspend(self, policy: str = "silence", *, to: Onward | None = None, **how: int) -> None:
         """Suspend every QP that is on the wire, in two phases: all requesters first, then all responders.
 
-        `settled` tells when the last answers owed have left. `policy` and `how` as for `Qp.suspend`; or "forward",
-        with `to`: when the function lives elsewhere already, what still arrives here goes on to there.
+        `settled` tells when the last answers owed have left. `policy` and `how` as for `Qp.suspend`; "stop" is "rnr"
+        for a QP whose peer has not agreed. Or "forward", with `to`: when the function lives elsewhere already, what
+        still arrives here goes on to there.
         """
         if (policy == "forward") != (to is not None):
             raise VerbsError(errno.EINVAL, 'the policy "forward", and no other, says where to')
         self.suspend_egress()
         for qp in self._on_the_wire():
-            qp.suspend("silence" if to else policy, **how)
+            held = "rnr" if policy == "stop" and not qp.peer_may_stop else policy
+            qp.suspend("silence" if to else held, **how)
         if to is None:
             self.hear()
         else:
@@ -387,6 +389,8 @@ class Device:
         if kind == EventType.CQ_NOTIFY:
             self.cqs[index].notified()
         else:
+            if kind == EventType.PATH_MIG:
+                self.qps[index].follow_peer()
             self.async_events.append(AsyncEvent(kind, element))
 
     def element(self, kind: EventType, index: int) -> Qp | Cq | Srq | None:

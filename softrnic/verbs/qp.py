@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from softrnic.errors import VerbsError
-from softrnic.layout import QP, Hold, MrKind, RdState, TimerKind
+from softrnic.layout import QP, Hold, MrKind, Probe, RdState, ReqWait, StopFlag, TimerKind
 from softrnic.qp import admin
 from softrnic.qp.machine import check_modify
 from softrnic.qp.pagewait import FAULT_TIMER_START
@@ -23,6 +23,7 @@ from softrnic.verbs.address import gid_bytes
 from softrnic.verbs.cq import Cq
 from softrnic.verbs.pd import AhAttr, with_mac, write_av
 from softrnic.verbs.srq import Srq, put_rwqe
+from softrnic.verbs.survival import POLICIES, Peer, Survival, survival
 from softrnic.verbs.wr import RecvWr, SendWr
 from softrnic.wire.frame import flow_sport
 
@@ -56,7 +57,9 @@ _RANGES = {
 }
 _ANY_ACCESS = sum(Access)
 _ON_THE_WIRE = (QpState.RTR, QpState.RTS, QpState.SQD, QpState.SQE)
-_HOLDS = {"silence": Hold.SILENCE, "rnr": Hold.RNR}
+_PATIENCE = ("timeout", "retry_cnt", "rnr_retry")
+_SENDING = (QpState.RTS, QpState.SQD)
+_HOLDS = {"silence": Hold.SILENCE, "rnr": Hold.RNR, "stop": Hold.STOP}
 HOLD_RNR_TIMER = 20  # 10.24 ms: how long a held peer is asked to wait at a time
 
 
@@ -94,6 +97,7 @@ class Qp:
         self.index = device.pools.qps.alloc()
         self._rd_slots = 0
         self._attr: dict[str, Any] = {}
+        self._adjusted: dict[str, int] = {}
         self.record = device.record["qps"][self.index]
         with device.quiesced(), ExitStack() as undo:
             undo.callback(device.pools.qps.free, self.index)
@@ -156,7 +160,7 @@ class Qp:
             "rd_out", "resp_off", "resp_resid", "resp_wqe", "resp_op", "ack_state", "nak_sent", "fault", "req_wait",
             "credits_valid", "gap_valid", "rtt_valid", "srtt", "rttvar", "probes", "probe", "msn", "epsn", "req_psn",
             "una_psn", "unacked_req", "cwnd_credit", "sqd_notified", "comm_est", "last_wqe", "limit_ssn", "req_hi_psn",
-            "quiet", "hold", "rnr_left_ns", "fault_tries",
+            "quiet", "hold", "rnr_left_ns", "fault_tries", "stop",
         ):  # fmt: skip
             q[name] = 0
         q["ssn"] = 1
@@ -229,7 +233,7 @@ class Qp:
         if "ah" in attr:
             self._set_path(attr["ah"], attr.get("dqpn", int(q["dqpn"])))
         for name in ("dqpn", "qkey", "min_rnr_timer", "timeout", "retry_cnt", "rnr_retry", "max_rd_atomic", "port"):
-            if name in attr:
+            if name in attr and name not in self._adjusted:
                 q[name] = attr[name]
         if "access_flags" in attr:
             q["access"] = int(Access(attr["access_flags"]))
@@ -272,6 +276,7 @@ class Qp:
             admin.forget(self.device.engine.tables, self.index)
             self._reset_record()
             self._attr.clear()
+            self._adjusted.clear()
         elif new == QpState.ERR:
             if old != QpState.ERR:
                 admin.to_error(self.device.engine.tables, self.index)
@@ -287,10 +292,18 @@ class Qp:
             self.device.ring_doorbell(self.index)
 
     def _restart_requester(self) -> None:
-        """Requests flow again. The local ACK timeout runs in full from the next transmit on: no time away counts."""
-        self.record["quiet"] = 0
-        if int(self.record["timer"]) == TimerKind.ACK:
-            self.record["timer"] = TimerKind.NONE
+        """Requests flow again, if need be after a RESUME that the peer acknowledges.
+
+        The local ACK timeout runs in full from the next transmit on: no time away counts.
+        """
+        q = self.record
+        q["quiet"] = 0
+        if self.peer_may_stop and self.resumes_to in _SENDING:
+            if int(q["req_wait"]) == ReqWait.RNR:
+                q["rnr_left"] = min(int(q["rnr_left"]) + 1, int(q["rnr_retry"]))  # that wait is not sat out
+            q["req_wait"], q["probe"], q["probes"], q["timer"] = ReqWait.RESUMED, Probe.DUE, 0, TimerKind.NONE
+        elif int(q["timer"]) == TimerKind.ACK:
+            q["timer"] = TimerKind.NONE
 
     @property
     def rnr_fault_timer(self) -> int:
@@ -325,12 +338,15 @@ class Qp:
         """Take the QP off the wire with its state whole; again, to change the policy.
 
         "silence": the peer hears nothing but the rest of a READ response already begun. "rnr": answers owed go out,
-        then every request at the expected PSN gets an RNR NAK with `rnr_timer`, which costs the peer no retry.
+        then every request at the expected PSN gets an RNR NAK with `rnr_timer`, which costs the peer no retry. "stop":
+        the same with NAK 5 to every request, for peers that know it (`peer_may_stop`).
         """
         if policy == "forward":
             raise VerbsError(errno.EINVAL, "packets are sent on by address: suspend the device so")
         if policy not in _HOLDS:
             raise VerbsError(errno.EINVAL, f"policy {policy!r} is not one of {', '.join(_HOLDS)}")
+        if policy == "stop" and not self.peer_may_stop:
+            raise VerbsError(errno.EINVAL, "the peer has not agreed to be stopped, and would take it for an error")
         if not 0 <= rnr_timer <= 31:
             raise VerbsError(errno.EINVAL, f"rnr_timer must be 0 to 31, not {rnr_timer}")
         self.suspend_egress()
@@ -362,9 +378,108 @@ class Qp:
         if self.state != QpState.SUSPENDED:
             return int(q["rd_head"]) == int(q["rd_tail"]) and not q["ack_state"]
         pending = [r for r in self.resources(int(q["rd_head"])) if int(r["state"]) == RdState.PENDING]
-        if int(q["hold"]) == Hold.RNR:
+        if int(q["hold"]) != Hold.SILENCE:
             return not pending and not q["ack_state"]
         return not pending or int(pending[0]["cur_psn"]) == int(pending[0]["start_psn"])
+
+    # --- what the peer will bear, and what we bear for a peer that is away ---
+
+    def peer(self, policy: str = "silence", rnr_timer: int = HOLD_RNR_TIMER) -> Peer:
+        """The peer, taken to be configured as this QP was told to be itself: nothing on the wire tells."""
+        if policy not in POLICIES:
+            raise VerbsError(errno.EINVAL, f"policy {policy!r} is not one of {', '.join(POLICIES)}")
+        if policy == "stop" and not self.peer_may_stop:
+            policy = "rnr"
+        wanted = self.requested
+        return Peer(
+            wanted["timeout"], wanted["retry_cnt"], wanted["rnr_retry"], policy, rnr_timer, self.type == QpType.RC
+        )  # fmt: skip
+
+    def survival(self, pause_ns: int, policy: str = "silence", *, rnr_timer: int = HOLD_RNR_TIMER) -> Survival:
+        """Whether the peer keeps its connection while this QP is suspended so for `pause_ns`."""
+        return survival(self.peer(policy, rnr_timer), pause_ns, tuple(self._awaited()))
+
+    def _awaited(self) -> Iterator[str]:
+        """What the peer waits for, as far as it shows here."""
+        q = self.record
+        if self.type != QpType.RC or self.resumes_to not in (QpState.RTR, *_SENDING):
+            return
+        if owed := int(q["rd_tail"]) - int(q["rd_done"]):
+            yield f"{owed} READs or atomics without their answer"
+        if q["ack_state"]:
+            yield "an acknowledgement not yet sent"
+        if q["resp_op"]:
+            yield "the rest of a message that it is sending"
+
+    @property
+    def requested(self) -> dict[str, int]:
+        """`timeout`, `retry_cnt` and `rnr_retry` as they were set by `modify`."""
+        return {name: int(self._attr.get(name, 0)) for name in _PATIENCE}
+
+    @property
+    def effective(self) -> dict[str, int]:
+        """The same as the QP uses them now: those requested, or what `adjust` has put in their place."""
+        return {name: int(self.record[name]) for name in _PATIENCE}
+
+    @property
+    def adjusted(self) -> dict[str, int]:
+        """What `adjust` was last given."""
+        return dict(self._adjusted)
+
+    def adjust(
+        self, *, timeout: int | None = None, retry_cnt: int | None = None, rnr_retry: int | None = None
+    ) -> None:
+        """Be more (or less) patient than was requested, while the peer is known to move; without arguments, no longer.
+
+        What was requested stays as it was, and is what `query` says. Retries already spent stay spent.
+        """
+        given = {"timeout": timeout, "retry_cnt": retry_cnt, "rnr_retry": rnr_retry}
+        changed = {name: value for name, value in given.items() if value is not None}
+        if self.type != QpType.RC or self.resumes_to not in (*_SENDING, QpState.ERR):
+            raise VerbsError(errno.EINVAL, f"a {self.type.name} QP in {self.state.name} waits for nobody")
+        self._check_values(changed)
+        q, before = self.record, self.effective
+        with self.device.quiesced():
+            self._adjusted = changed
+            for name, value in {**self.requested, **changed}.items():
+                q[name] = value
+            for left, count in (("retry_left", "retry_cnt"), ("rnr_left", "rnr_retry")):
+                q[left] = max(0, int(q[count]) - (before[count] - int(q[left])))
+
+    # --- what is agreed with the peer beyond the standard ---
+
+    @property
+    def peer_may_stop(self) -> bool:
+        """Whether both ends know NAK 5 and RESUME (MigrOS), by agreement outside of this; never without. RC only."""
+        return bool(int(self.record["stop"]) & StopFlag.STOP)
+
+    @peer_may_stop.setter
+    def peer_may_stop(self, agreed: bool) -> None:
+        self._agree(StopFlag.STOP, agreed)
+
+    @property
+    def peer_may_move(self) -> bool:
+        """Whether a RESUME from another address is followed there. Whoever can forge one takes the connection over."""
+        return bool(int(self.record["stop"]) & StopFlag.MOVE)
+
+    @peer_may_move.setter
+    def peer_may_move(self, agreed: bool) -> None:
+        self._agree(StopFlag.MOVE, agreed)
+
+    def _agree(self, flag: StopFlag, agreed: bool) -> None:
+        if self.type != QpType.RC:
+            raise VerbsError(errno.EINVAL, f"a {self.type.name} QP has no peer that waits")
+        with self.device.quiesced():
+            self.record["stop"] = int(self.record["stop"]) & ~flag | (flag if agreed else 0)
+
+    def follow_peer(self) -> None:
+        """The engine has noted that the peer resumed at another address: from now on that is where it is."""
+        ah = self._attr["ah"]
+        address = ipaddress.IPv6Address(self.record["moved_ip"].tobytes())
+        moved = replace(ah, dgid=address.ipv4_mapped or address, dmac=self.record["moved_mac"].tobytes())
+        with self.device.quiesced():
+            self._set_path(moved, int(self.record["dqpn"]))
+        self._attr["ah"] = moved
 
     def resources(self, first: int) -> list[np.void]:
         """The records of READs and atomics from ring index `first` on."""
@@ -378,13 +493,18 @@ class Qp:
         return dict(self._attr)
 
     def query(self) -> dict[str, Any]:
-        """ibv_query_qp: the state and every attribute set so far, with both PSNs as they are now."""
+        """ibv_query_qp: the state and every attribute set so far, with both PSNs as they are now.
+
+        `effective` are the timeout and retry counts in use, which `adjust` may have changed.
+        """
         q = self.record
         now = {
             "state": self.state, "qpn": self.qpn, "type": self.type, "rq_psn": int(q["epsn"]),
             "sq_psn": int(q["req_hi_psn"]), "cap": self.cap, "sq_draining": self._draining(),
             "path_mtu": Mtu((int(q["pmtu"]) >> 7).bit_length() - 1),
         }  # fmt: skip
+        if self.type == QpType.RC and "timeout" in self._attr:
+            now["effective"] = self.effective
         return {**self._attr, **now}
 
     def _draining(self) -> bool:

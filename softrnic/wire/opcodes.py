@@ -48,6 +48,7 @@ class OpFlag(IntEnum):
     PAYLOAD       = 1 << 19  # may carry payload
     NEEDS_RWQE    = 1 << 20  # takes a receive WQE: a SEND as it begins, WRITE with immediate as it ends
     COMPLETES_RECV = 1 << 21  # ends a receive WQE: last packet of a SEND, or of a WRITE with immediate
+    RESUME        = 1 << 22  # goes to both halves of a QP that knows it
 
 
 class Opcode(NamedTuple):
@@ -125,6 +126,7 @@ def _rows() -> list[Opcode]:
         _row(rc, Op.FETCH_ADD,            "Fetch Add",                 *atomic),
         _row(rc, Op.SEND_LAST_INV,        "Send Last Invalidate",      *send, *last, f.IETH),
         _row(rc, Op.SEND_ONLY_INV,        "Send Only Invalidate",      *send, *only, f.IETH),
+        _row(rc, Op.RESUME,               "Resume",                    f.RESUME, f.ONLY),
         *_send_and_write(Service.UC),
         _row(ud, Op.SEND_ONLY,            "Send Only",                 *send, *only),
         _row(ud, Op.SEND_ONLY_IMM,        "Send Only Immediate",       *send, *only, f.IMMDT),

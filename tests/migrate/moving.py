@@ -58,14 +58,21 @@ def move(pair: Pair, side: Side, policy: str = "silence", pause: Callable[[], No
 
 
 class Everything:
-    """All opcodes both ways over RC, those there are over UC and UD, and local operations; one packet at a time."""
+    """All opcodes both ways over RC, those there are over UC and UD, and local operations; one packet at a time.
 
-    def __init__(self, seed: int = 1, *, kinds: tuple[QpType, ...] = (QpType.RC, QpType.UC, QpType.UD)) -> None:
+    `stop`: the RC QPs have agreed on NAK 5 and RESUME.
+    """
+
+    def __init__(
+        self, seed: int = 1, *, kinds: tuple[QpType, ...] = (QpType.RC, QpType.UC, QpType.UD), stop: bool = False
+    ) -> None:
         rng = np.random.default_rng(seed)
         self.pair = p = Pair(size=SIZE)
         self.results: dict[str, list[tuple[int, ...]]] = {"a": [], "b": []}
         for kind in kinds:
-            p.connect(kind, mtu=Mtu.MTU_256, cap=QpCap(32, 32, 4, 4, 64), psn=(0xFFFFF8, 0xFFFFFC), rd_atomic=2)
+            qps = p.connect(kind, mtu=Mtu.MTU_256, cap=QpCap(32, 32, 4, 4, 64), psn=(0xFFFFF8, 0xFFFFFC), rd_atomic=2)
+            for qp in qps if stop and kind == QpType.RC else ():
+                qp.peer_may_stop = True
         for side, peer in ((p.a, p.b), (p.b, p.a)):
             side.tx = make_ring(1)
             side.buf[:] = rng.integers(0, 256, SIZE)

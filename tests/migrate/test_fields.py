@@ -26,7 +26,8 @@ MIGRATED = {
     "req_hi_psn una_psn ssn limit_ssn credits_valid retry_left rnr_left req_wait gap_psn gap_valid max_rd_atomic "
     "srtt rttvar unacked_req scq epsn msn resp_op nak_sent ack_state ack_syndrome resp_wqe min_rnr_timer "
     "max_dest_rd_atomic ack_psn access resp_va resp_resid resp_off resp_key resp_wr_id resp_nsge rcq srq rq_sge_max "
-    "rd_head rd_done max_inline rnr_fault_timer sqd_notified comm_est last_wqe gid_index pmtu resume_to rnr_left_ns",
+    "rd_head rd_done max_inline rnr_fault_timer sqd_notified comm_est last_wqe gid_index pmtu resume_to rnr_left_ns "
+    "stop",
     "MR": "key kind valid access pdn iova length parent qp",
     "EVENT": "type index",
     "ENGINE": "gids qps avs cqs srqs mrs wqes rwqes sges cqes rd_res events counters",
@@ -46,10 +47,11 @@ DERIVED = {
 TRANSIENT = {
     "CQ": "func",
     "SRQ": "func",
-    # the window and the timing of round trips belong to a path; the run queue, the wheel and faults to an engine; and
-    # how a QP was suspended ends with the suspension
+    # where a peer has moved is followed at once; the window and the timing of round trips belong to a path; the run
+    # queue, the wheel and faults to an engine; and how a QP was suspended ends with the suspension
     "QP": "sched sched_next fault cwnd cwnd_credit ssthresh rtt_psn rtt_valid rtt_at probes probe progress_at resp_se "
-    "timer timer_slot timer_next timer_prev wheel_at quiet hold hold_timer fault_tries fault_psn",
+    "timer timer_slot timer_next timer_prev wheel_at quiet hold hold_timer fault_tries fault_psn "
+    "moved_ip moved_mac",
     "MR": "odp pinned ranges shift skew hint",  # of address spaces, which save refuses
     "MR_STAT": "page_faults page_faults_handled page_invalidations page_invalidations_handled page_prefetch",
     "WAIT": "space next prev addr",

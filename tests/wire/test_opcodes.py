@@ -25,18 +25,18 @@ def test_kernels_see_the_rows() -> None:
 
 
 def test_which_opcodes_there_are() -> None:
-    """IBTA table 38: RC 0 to 20, 22 and 23; UC the first twelve; UD two; and the CNP."""
-    rc = [*range(0x15), 0x16, 0x17]
+    """IBTA table 38: RC 0 to 20, 22 and 23; UC the first twelve; UD two; and the CNP. Beyond it, RESUME of MigrOS."""
+    rc = [*range(0x15), 0x16, 0x17, 0x19]
     assert sorted(OPCODES) == [*rc, *range(0x20, 0x2C), 0x64, 0x65, 0x81]
 
 
 @pytest.mark.parametrize("row", OPCODES.values(), ids=lambda row: row.name)
 def test_every_row_is_consistent(row) -> None:
-    kinds = (F.SEND, F.WRITE, F.READ, F.ATOMIC, F.ACK, F.CNP)
+    kinds = (F.SEND, F.WRITE, F.READ, F.ATOMIC, F.ACK, F.CNP, F.RESUME)
     assert sum(bool(row.flags & kind) for kind in kinds) == 1
     position = row.flags & (F.FIRST | F.MIDDLE | F.LAST)
     assert position in (F.FIRST, F.MIDDLE, F.LAST, F.ONLY)
-    if row.value != 0x81:
+    if row.value not in (0x19, 0x81):
         assert bool(row.flags & F.REQUEST) != bool(row.flags & F.RESPONSE)
     assert bool(row.flags & F.DETH) == row.name.startswith("UD ")
 

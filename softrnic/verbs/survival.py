@@ -1,8 +1,9 @@
-"""Will an unmodified peer live through a pause of so many nanoseconds, and if not, what must change?
+"""Will a peer live through a pause of so many nanoseconds, and if not, what must change?
 
 Pure arithmetic on what the standard promises (IBTA 9.7.5.2.8, 9.9): silence uses up the peer's retries, an RNR NAK
-its RNR retries. The pause must be over before the peer sends for the last time, since that packet is what saves it;
-real timers are only ever longer. What the network had lost already just before the pause is not reckoned with.
+its RNR retries, NAK 5 nothing. The pause must be over before the peer sends for the last time, since that packet is
+what saves it; real timers are only ever longer. An answer that the network has lost is the one thing that a hold cannot
+help with: the peer asks for it again, and is not heard. `if_lost_ns` is how long it bears that.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from softrnic.spec import RNR_RETRY_INFINITE, RNR_TIMER_US, QpType, ack_timeout_ns
-from softrnic.verbs import Qp
+from softrnic.spec import RNR_RETRY_INFINITE, RNR_TIMER_US, ack_timeout_ns
 
 _FOREVER = None
+POLICIES = ("silence", "rnr", "stop")
 
 
 @dataclass(frozen=True)
@@ -23,40 +24,40 @@ class Peer:
     timeout: int
     retry_cnt: int
     rnr_retry: int
-    policy: str = "silence"  # or "rnr"
+    policy: str = "silence"  # or "rnr", "stop"
     rnr_timer: int = 20  # of the RNR NAKs it gets
     reliable: bool = True
 
 
 @dataclass(frozen=True)
 class Survival:
-    """`survives` the pause; it would until `until_ns` (None: for ever), bounded by `limit`; `advice` is what helps."""
+    """`survives` the pause; it would until `until_ns` (None: for ever), bounded by `limit`; `advice` is what helps.
+
+    `if_lost_ns`: until when, if an answer that was sent before the pause has not arrived. `waiting`: what the peer is
+    known to wait for already, so that its clock runs from the first moment on; nothing there means that it may be idle.
+    """
 
     survives: bool
     until_ns: int | None
     limit: str
     advice: tuple[str, ...] = ()
+    if_lost_ns: int | None = None
+    waiting: tuple[str, ...] = ()
 
 
-def survival(peer: Peer, pause_ns: int) -> Survival:
-    """Whether `peer` keeps its connection if it hears nothing, or RNR NAKs only, for `pause_ns`."""
+def survival(peer: Peer, pause_ns: int, waiting: tuple[str, ...] = ()) -> Survival:
+    """Whether `peer` keeps its connection if it hears nothing, or is only told to wait, for `pause_ns`."""
     until, limit = _bound(peer)
     survives = until is None or pause_ns < until
-    return Survival(survives, until, limit, () if survives else _advice(peer, pause_ns))
-
-
-def peer_of(qp: Qp, policy: str = "silence", rnr_timer: int = 20) -> Peer:
-    """The peer of a QP, taken to be configured as the QP itself is: nothing on the wire tells."""
-    q = qp.record
-    return Peer(
-        timeout=int(q["timeout"]), retry_cnt=int(q["retry_cnt"]), rnr_retry=int(q["rnr_retry"]), policy=policy,
-        rnr_timer=rnr_timer, reliable=qp.type == QpType.RC,
-    )  # fmt: skip
+    lost = until if peer.policy == "stop" else _bound(replace(peer, policy="silence"))[0]
+    return Survival(survives, until, limit, () if survives else _advice(peer, pause_ns), lost, waiting)
 
 
 def _bound(peer: Peer) -> tuple[int | None, str]:
     if not peer.reliable:
         return _FOREVER, "nobody waits: datagrams and UC messages are lost"
+    if peer.policy == "stop":
+        return _FOREVER, "the peer waits until it is told to go on"
     if peer.policy == "rnr":
         if peer.rnr_retry == RNR_RETRY_INFINITE:
             return _FOREVER, "rnr_retry is 7: without end"
