@@ -132,10 +132,10 @@ class Slot:
 
 
 def view_of(memory: Any) -> np.ndarray:
-    """The bytes of a buffer; EINVAL when there are none."""
+    """The bytes of a buffer; EINVAL when there are none, TypeError for what is no buffer."""
     try:
         view = np.frombuffer(memory, np.uint8)
-    except (BufferError, ValueError, TypeError):
+    except (BufferError, ValueError):
         raise VerbsError(errno.EINVAL, "only contiguous memory can be registered") from None
     if not view.nbytes:
         raise VerbsError(errno.EINVAL, "an empty buffer cannot be registered")
