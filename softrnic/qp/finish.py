@@ -67,7 +67,7 @@ def _halt(qp):
     stop_timer(qp)
     qp["resp_op"] = RespMsg.NONE
     qp["fault"] = 0
-    if qp["ack_state"] != AckState.NAK:
+    if qp["ack_state"] != AckState.NAK or qp["ack_psn"] != qp["epsn"]:  # what was refused may have come since
         qp["ack_state"] = AckState.NONE
         drop_answers(qp)
 

@@ -386,3 +386,19 @@ def test_rnr_wait_goes_on_after_a_suspension() -> None:
         s.expect(Op.SEND_ONLY, psn=100)
         s.ack(100)
         s.sent(1)
+
+
+def test_a_nak_that_came_true_is_not_sent_by_the_dead() -> None:
+    """Found by tools/fuzz: refused for want of a receive, taken as a WRITE, then our own request fails, all at once.
+
+    The packet that the RNR NAK asks for has come, so in the error state there is nothing left to say.
+    """
+    with Script() as s:
+        s.post(WrOpcode.RDMA_READ, 8, wr_id=1)
+        s.expect(Op.READ_REQUEST, psn=100)
+        s.inject(Op.SEND_ONLY, 500, bytes(8))
+        s.inject(Op.WRITE_ONLY, 500, bytes(8))
+        s.inject(Op.READ_RESPONSE_ONLY, 100, bytes(3))
+        s.expect_nothing()
+        s.sent(wr_id=1, status=WcStatus.BAD_RESP_ERR)
+        assert s.qp.state == QpState.ERR
