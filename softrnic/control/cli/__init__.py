@@ -27,13 +27,20 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "daemon": Command("softrnic.control.cli.daemon", "keep a host on the wire, to be administered and moved to"),
     "demo": Command("softrnic.control.cli.demo", "move data between two hosts, verify every byte, lose packets"),
     "devinfo": Command("softrnic.control.cli.devinfo", "show devices and their ports, as ibv_devinfo does"),
+    "function": Command("softrnic.control.cli.function", "add, delete and show functions of a daemon's host"),
+    "link": Command("softrnic.control.cli.link", "show the functions of a daemon's host, as rdma link does"),
+    "migrate": Command("softrnic.control.cli.migrate", "move a function to another daemon while it runs"),
     "pcap": Command("softrnic.control.cli.pcap", "dissect the RoCEv2 packets of a capture"),
     "perf": Command("softrnic.control.cli.perf", "measure bandwidth and latency, as perftest does"),
     "perftest": Command("softrnic.control.cli.perftest", "a peer of perftest's ib_{write,read,send,atomic}_{bw,lat}"),
     "pingpong": Command("softrnic.control.cli.pingpong", "messages to and fro, as ibv_{rc,uc,ud,srq}_pingpong do"),
+    "qp": Command("softrnic.control.cli.qp", "whether the peers of queue pairs live through a pause"),
+    "res": Command("softrnic.control.cli.res", "show queue pairs, regions and so on, as rdma res does"),
     "rping": Command("softrnic.control.cli.rping", "text there and back over a connection, as rping does"),
+    "statistic": Command("softrnic.control.cli.statistic", "show counters, as rdma statistic does"),
 }
 
 
@@ -45,6 +52,14 @@ class _Version(argparse.Action):
 
         print(f"softrnic {version('softrnic')}")
         parser.exit()
+
+
+class _OneLineEach(argparse.HelpFormatter):
+    """argparse forgets that the names of commands are indented, and breaks the line of the longest."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = 4 + max(map(len, COMMANDS))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +104,9 @@ def _sentence(error: Exception) -> str:
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """The parser of the whole command line, with the options of the chosen command only."""
-    parser = argparse.ArgumentParser(prog="softrnic", description="A RoCEv2 RDMA NIC in user space.")
+    parser = argparse.ArgumentParser(
+        prog="softrnic", description="A RoCEv2 RDMA NIC in user space.", formatter_class=_OneLineEach
+    )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name, command in COMMANDS.items():
