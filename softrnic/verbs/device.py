@@ -22,7 +22,7 @@ from softrnic.mem.mr import key_of
 from softrnic.qp import admin
 from softrnic.qp.inbound import qpn_key
 from softrnic.slab import Numbers
-from softrnic.spec import EventType, QpState
+from softrnic.spec import EventType, OdpGeneral, OdpSupport, QpState
 from softrnic.verbs.adapter import Adapter, PortAttr, Shared
 from softrnic.verbs.cq import Cq
 from softrnic.verbs.slot import ProcessMemory
@@ -92,6 +92,26 @@ class DeviceAttr:
     phys_port_cnt: int = 1
 
 
+_NO_ODP = OdpSupport(0)
+
+
+@dataclass(frozen=True)
+class OdpCaps:
+    """ibv_odp_caps: what never fails, and loses nothing, when the page it needs is not present.
+
+    A UC or UD packet that arrives for a missing page is lost, since nobody can be asked to send it again; so of these
+    only the sending side is supported, as on mlx5.
+    """
+
+    general_odp_caps: OdpGeneral = OdpGeneral.SUPPORT | OdpGeneral.SUPPORT_IMPLICIT
+    rc_odp_caps: OdpSupport = (
+        OdpSupport.SEND | OdpSupport.RECV | OdpSupport.WRITE | OdpSupport.READ | OdpSupport.ATOMIC | OdpSupport.SRQ_RECV
+    )
+    uc_odp_caps: OdpSupport = OdpSupport.SEND
+    ud_odp_caps: OdpSupport = OdpSupport.SEND
+    xrc_odp_caps: OdpSupport = _NO_ODP
+
+
 @dataclass(frozen=True, slots=True)
 class Gid:
     """One local address."""
@@ -132,6 +152,7 @@ class Device:
         self.name = name
         self.node_guid = node_guid
         self.attr = DeviceAttr()
+        self.odp_caps = OdpCaps()
         self.adapter = adapter or Adapter()
         self.engine = self.adapter.engine
         self.record = self.engine.record
