@@ -256,6 +256,11 @@ class Device:
         return [s for s in self.adapter.spaces.values() if s.device is self and s is not self.space]
 
     @property
+    def existing_process_space(self) -> AddressSpace | None:
+        """`process_space`, if anybody has asked for it."""
+        return self._process_space
+
+    @property
     def process_space(self) -> AddressSpace:
         """This process as a space with a page table, for on-demand regions: any of it may come and go at any time."""
         if self._process_space is None:

@@ -172,6 +172,11 @@ class PhysicalMr(Mr):
         return not self.odp and self._ranges is not None
 
     @property
+    def follows(self) -> bool:
+        """Whether it is all of its address space."""
+        return self._ranges is None
+
+    @property
     def ranges(self) -> list[tuple[int, int]]:
         """(address, length), most neighbours joined."""
         if self._ranges is None:

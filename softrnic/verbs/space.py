@@ -64,6 +64,11 @@ class AddressSpace(PagedSpace, TrackedSpace):
         device.adapter.spaces[self.index] = self
 
     @property
+    def is_ours(self) -> bool:
+        """Whether it is this process, made for regions of buffers, by whatever page table."""
+        return self in (self.device.space, self.device.existing_process_space)
+
+    @property
     def alive(self) -> bool:
         """False once it is destroyed."""
         return self.device.adapter.spaces.get(self.index) is self
