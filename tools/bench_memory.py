@@ -99,8 +99,15 @@ class Rates:
         self.regions["one range of a space"] = pd.reg_physical_mr(self.tracked, 0, whole, ACCESS)
         self.regions["single 4 KiB pages"] = pd.reg_physical_mr(self.tracked, 0, singles, ACCESS)
         self.regions["ODP, all present"] = pd.reg_physical_mr(self.space, 0, whole, ACCESS, odp=True)
-        self.regions["ODP of a buffer"] = pd.reg_mr(self.memory[base : base + self.SIZE], ACCESS | Access.ON_DEMAND)
-        self.regions["ODP of a buffer"].prefetch(write=True)  # type: ignore[attr-defined]
+        self.buffer = np.zeros(self.SIZE + PAGE, np.uint8)
+        skew = -self.buffer.ctypes.data % PAGE
+        for name, memory in (
+            ("ODP of a buffer", self.buffer[skew : skew + self.SIZE]),
+            ("ODP of a mapping", self.memory[base : base + self.SIZE]),
+        ):
+            on_demand = pd.reg_mr(memory, ACCESS | Access.ON_DEMAND)
+            on_demand.prefetch(write=True)  # type: ignore[attr-defined]
+            self.regions[name] = on_demand
         fd = os.memfd_create("unsealed")
         os.ftruncate(fd, self.SIZE)
         self.tracked.add_slot(GIB, FileMemory(fd, self.SIZE))

@@ -12,7 +12,7 @@ from softrnic.layout import MR_STAT, MrKind
 from softrnic.mem import ranges as mem_ranges
 from softrnic.mem.ranges import Ranges
 from softrnic.spec import Access
-from softrnic.verbs.slot import TOP, Slot, view_of
+from softrnic.verbs.slot import TOP, Slot, is_heap, view_of
 from softrnic.verbs.wr import Sge
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Mr:
         record["key"], record["pdn"], record["access"] = self.key, pd.pdn, int(access)
         record["iova"], record["length"], record["space"] = iova, length, space.index
         record["windows"], record["parent"], record["qp"], record["func"] = 0, -1, -1, self.device.func
-        record["odp"], record["pinned"] = self.odp, 0
+        record["odp"], record["pinned"], record["held"] = self.odp, 0, 0
         self.device.record["mr_stats"][self.index : self.index + 1] = np.zeros(1, MR_STAT)
 
     def _point(self, addr: int, table: np.ndarray, count: int, shift: int = 0, skew: int = 0) -> None:
@@ -104,6 +104,9 @@ class Mr:
         if offset < 0 or length < 0 or offset + length > self.length:
             raise VerbsError(errno.EINVAL, f"bytes {offset} to {offset + length} of a region of {self.length}")
         return Sge(self.iova + offset, length, self.lkey)
+
+    def trust(self, trusting: bool) -> None:
+        """Whether its memory may be touched at any time; of a plain buffer always."""
 
     def statistic(self) -> dict[str, int]:
         """Counters of the region as `rdma statistic show mr` has them."""
@@ -156,6 +159,7 @@ class PhysicalMr(Mr):
             raise VerbsError(errno.EOPNOTSUPP, f"address space {space.index} has no page table: paged=True")
         self.odp = odp
         self._view = buffer
+        self._keeps = buffer is not None and is_heap(buffer)
         self._slots: list[Slot] = []
         self._sorted: tuple[np.ndarray, np.ndarray] | None = None
         self.access = access
@@ -164,6 +168,7 @@ class PhysicalMr(Mr):
         self._claim(pd, space, access, iova, TOP if self._ranges is None else self._ranges.length, key)
         self._hold(slots)
         self._map()
+        self.trust(space.resolver is None)
         self._publish(True)
 
     @property
@@ -183,6 +188,13 @@ class PhysicalMr(Mr):
             return [(0, TOP)]
         addrs, lengths = self._ranges.pieces()
         return list(zip(addrs.tolist(), lengths.tolist(), strict=True))
+
+    def trust(self, trusting: bool) -> None:
+        """Inside `quiesced`: whether the engine may touch memory that the region keeps alive without asking the kernel.
+
+        Not while a resolver moves its pages about: a touch could then block.
+        """
+        self.device.record["mrs"][self.index]["held"] = self._keeps and trusting
 
     def _plan(self, space: AddressSpace, ranges: Any) -> tuple[Ranges | None, list[Slot]]:
         """The table of some ranges, and the slots that they need."""

@@ -418,3 +418,19 @@ def test_no_signal_reaches_us() -> None:
     before = [signal.getsignal(s) for s in (signal.SIGBUS, signal.SIGSEGV)]
     World()
     assert [signal.getsignal(s) for s in (signal.SIGBUS, signal.SIGSEGV)] == before
+
+
+def test_memory_that_is_kept() -> None:
+    """An on-demand buffer on the heap is touched directly, but for a resolver that moves its pages; a mapping never."""
+    w, qp, _ = world()
+    heap, mapping = np.zeros(1 << 16, np.uint8), mmap.mmap(-1, 1 << 16)
+    regions = [w.b.pd.reg_mr(m, ALL_ACCESS | Access.ON_DEMAND) for m in (heap[100:], bytearray(9000), mapping)]
+    held = w.b.device.record["mrs"]["held"]
+    assert [int(held[mr.index]) for mr in regions] == [1, 1, 0]
+    w.b.device.process_space.resolver = lambda fault: fault.space.resolve(fault.addr, fault.length, fault.write)
+    assert [int(held[mr.index]) for mr in regions] == [0, 0, 0]
+    assert post(w, qp, WrOpcode.RDMA_WRITE, regions[0].iova, regions[0].rkey) == ["SUCCESS"]
+    w.b.device.process_space.resolver = None
+    assert [int(held[mr.index]) for mr in regions] == [1, 1, 0]
+    assert post(w, qp, WrOpcode.RDMA_WRITE, regions[0].iova + 10, regions[0].rkey) == ["SUCCESS"]
+    assert (heap[110 : 110 + N] == w.a.buf[:N]).all()

@@ -42,7 +42,7 @@ DERIVED = {
     "RD_RES": "mr",  # looked up again by its key
     "QP": "func pkey sq_prod sq_head sq_base sq_mask sq_sge_base rd_out resp_mr resp_len resp_sge_base rq_prod rq_head "
     "rq_base rq_mask rq_sge_base rd_base rd_mask rd_tail deadline src_ip dst_ip port",
-    "MR": "addr space nranges windows func pinned shift skew",
+    "MR": "addr space nranges windows func pinned shift skew held",
     "SPACE": "kind plain first npages slot_first nslots",
     "SLOT": "host pid readonly",
     "ENGINE": "base ngid event_prod event_cons qpn_hash key_hash",
