@@ -453,6 +453,7 @@ MR = _record(
         ("valid", "u1"),  # 0: invalidated, or a window not bound
         ("odp", "u1"),  # a page that is not present is a fault, not an error
         ("pinned", "u1"),  # a hole is an error: what was registered was there
+        ("held", "u1"),  # its memory is ours for certain, whatever the slot says
         ("access", "u4"),
         ("pdn", "i4"),
         ("iova", "i8"),

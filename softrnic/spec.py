@@ -142,6 +142,24 @@ class Access(IntFlag):
     ON_DEMAND     = 1 << 6
 
 
+class OdpGeneral(IntFlag):
+    """ibv_odp_general_caps."""
+
+    SUPPORT          = 1 << 0
+    SUPPORT_IMPLICIT = 1 << 1
+
+
+class OdpSupport(IntFlag):
+    """ibv_odp_transport_cap_bits: what may touch on-demand memory."""
+
+    SEND     = 1 << 0
+    RECV     = 1 << 1
+    WRITE    = 1 << 2
+    READ     = 1 << 3
+    ATOMIC   = 1 << 4
+    SRQ_RECV = 1 << 5
+
+
 class WrOpcode(IntEnum):
     """ibv_wr_opcode, and fast registration (IB_WR_REG_MR), which only kernel verbs name."""
 

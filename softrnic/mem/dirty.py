@@ -73,20 +73,36 @@ def harvest(engs: np.ndarray, space_index: int, page: int, count: int, out: np.n
     """
     space = engs[0]["spaces"][space_index]
     bitmap, blocks = i64(space["dirty"]), i64(space["dirty_blocks"])
-    end = page + count
+    end, to = page + count, addr_of(out)
     at, found = page, 0
     while at < end:
         last = min(at + 63, end - 1)
-        if bit_at(blocks, at >> BLOCK_SHIFT) == 0 and bit_at(blocks, last >> BLOCK_SHIFT) == 0:
+        block = at >> BLOCK_SHIFT
+        if bit_at(blocks, block) == 0 and bit_at(blocks, last >> BLOCK_SHIFT) == 0:
             beyond = ((last >> BLOCK_SHIFT) + 1) << BLOCK_SHIFT
             at += max(64, (beyond - at) & ~63)  # words of `out` need not begin where blocks do
             continue
+        if at & _BLOCK_MASK == 0 and page & 63 == 0 and at + _BLOCK_MASK < end:
+            found += _take_block(bitmap + (at >> 3), to + ((at - page) >> 3))
+            st64(blocks + ((block >> 6) << 3), ld64(blocks + ((block >> 6) << 3)) & ~(1 << (block & 63)))
+            at += 1 << BLOCK_SHIFT
+            continue
         bits = _take(bitmap, at, last - at + 1)
         if bits != 0:
-            st64(addr_of(out) + ((at - page) >> 6) * 8, bits)
+            st64(to + ((at - page) >> 6) * 8, bits)
             found += 1
         at += 64
-    for block in range((page + _BLOCK_MASK) >> BLOCK_SHIFT, end >> BLOCK_SHIFT):
-        word = blocks + ((block >> 6) << 3)
-        st64(word, ld64(word) & ~(1 << (block & 63)))
+    return found
+
+
+@inline
+def _take_block(words, to):
+    """Take the 64 words of a block: how many had any bits."""
+    found = 0
+    for i in range(64):
+        bits = ld64(words + 8 * i)
+        if bits != 0:
+            st64(to + 8 * i, bits)
+            st64(words + 8 * i, 0)
+            found += 1
     return found

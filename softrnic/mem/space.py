@@ -111,7 +111,7 @@ def _hole(eng, space, index, addr, n, write, pinned):
 
 
 @inline
-def _in_slot(eng, space, index, addr, n, write, pinned, fails):
+def _in_slot(eng, space, index, addr, n, write, pinned, held, fails):
     """The run at an address of a space with slots."""
     i = _slot_at(eng, space, addr)
     first = i64(space["slot_first"])
@@ -122,7 +122,8 @@ def _in_slot(eng, space, index, addr, n, write, pinned, fails):
             if write and slot["readonly"]:
                 return Run(0, 0, MEM_DENIED, OURS, index, addr, MEM_DENIED)
             n = min(n, i64(slot["length"]) - inside)
-            return Run(i64(slot["host"]) + inside, n, MEM_OK, i64(slot["pid"]), index, addr, fails)
+            pid = OURS if held else i64(slot["pid"])
+            return Run(i64(slot["host"]) + inside, n, MEM_OK, pid, index, addr, fails)
     if i + 1 < i64(space["nslots"]):
         n = min(n, i64(eng["slots"][first + i + 1]["addr"]) - addr)
     return _hole(eng, space, index, addr, n, write, pinned)
@@ -156,7 +157,7 @@ def _is_refused(space, addr):
 
 
 @inline
-def _in_space(eng, index, mr_index, addr, n, write, pinned, odp):
+def _in_space(eng, index, mr_index, addr, n, write, pinned, odp, held):
     """The run at an address of a space, as far as the page table allows."""
     space = eng["spaces"][index]
     fails = MEM_DENIED
@@ -175,7 +176,7 @@ def _in_space(eng, index, mr_index, addr, n, write, pinned, odp):
         fails = MEM_FAULT
     if space["kind"] == SpaceKind.IDENTITY:
         return Run(addr, n, MEM_OK, OURS, index, addr, fails)
-    return _in_slot(eng, space, index, addr, n, write, pinned, fails)
+    return _in_slot(eng, space, index, addr, n, write, pinned, held, fails)
 
 
 @inline
@@ -191,7 +192,8 @@ def resolve(eng, mr_index, offset, n, write):
     addr, n = _address_of(mr, offset, n)
     if eng["spaces"][index]["plain"]:
         return Run(addr, n, MEM_OK, OURS, -1, addr, MEM_DENIED)
-    return _in_space(eng, index, mr_index, addr, n, write, mr["pinned"] != 0, mr["odp"] != 0)
+    pinned, odp, held = mr["pinned"] != 0, mr["odp"] != 0, mr["held"] != 0
+    return _in_space(eng, index, mr_index, addr, n, write, pinned, odp, held)
 
 
 @inline
@@ -199,7 +201,7 @@ def locate(eng, space_index, addr, n, write):
     """The run of at most `n` bytes at an address of a space itself, as a front-end's rings need it."""
     if eng["spaces"][space_index]["plain"]:
         return Run(addr, n, MEM_OK, OURS, -1, addr, MEM_DENIED)
-    return _in_space(eng, space_index, -1, addr, n, write, False, True)
+    return _in_space(eng, space_index, -1, addr, n, write, False, True, False)
 
 
 @inline
@@ -208,7 +210,7 @@ def run_at(eng, space_index, addr, n, write):
     space = eng["spaces"][space_index]
     if space["kind"] == SpaceKind.IDENTITY:
         return Run(addr, n, MEM_OK, OURS, -1, addr, MEM_DENIED)
-    return _in_slot(eng, space, space_index, addr, n, write, False, MEM_DENIED)
+    return _in_slot(eng, space, space_index, addr, n, write, False, False, MEM_DENIED)
 
 
 @inline

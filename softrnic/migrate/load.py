@@ -30,12 +30,12 @@ from softrnic.migrate.envelope import unwrap
 from softrnic.qp.cq import CQ_OVERRUN
 from softrnic.qp.psn import psn_add
 from softrnic.spec import Access, EventType, Mtu, QpState, QpType, WrOpcode
-from softrnic.verbs import Ah, AhAttr, Cq, Device, Mr, Mw, Pd, Qp, QpCap, RecvWr, Srq
+from softrnic.verbs import AddressSpace, Ah, AhAttr, Cq, Device, Mr, Mw, Pd, PhysicalMr, Qp, QpCap, RecvWr, Srq
 from softrnic.verbs.address import IpAddress
 from softrnic.verbs.srq import put_rwqe
 from softrnic.verbs.wr import Sge
 
-Memory = Mapping[str, Any] | Callable[[schema.Region], Any]
+Memory = Mapping[str, Any] | Callable[[schema.Region | schema.Slot], Any]
 
 _WRITERS = Access.REMOTE_WRITE | Access.REMOTE_ATOMIC
 _RD_ATOMIC = (WrOpcode.RDMA_READ, WrOpcode.ATOMIC_CMP_AND_SWP, WrOpcode.ATOMIC_FETCH_AND_ADD)
@@ -44,11 +44,12 @@ _LIMIT = 1 << 30  # bytes of a state that anybody could mean
 
 @dataclass
 class Restored:
-    """The objects made, by the numbers they had: keys, CQNs, SRQNs, QPNs; PDs and address handles in order."""
+    """The objects made, by the numbers they had: keys, CQNs, SRQNs, QPNs; the others in order."""
 
     pds: list[Pd] = field(default_factory=list)
     ahs: list[Ah] = field(default_factory=list)
     mrs: dict[int, Mr] = field(default_factory=dict)
+    spaces: list[AddressSpace] = field(default_factory=list)
     mws: dict[int, Mw] = field(default_factory=dict)
     cqs: dict[int, Cq] = field(default_factory=dict)
     srqs: dict[int, Srq] = field(default_factory=dict)
@@ -86,7 +87,7 @@ def _decode(data: bytes) -> dict[int, Any]:
     states = {}
     for ident, (kind, _, optional) in schema.SECTIONS.items():
         if ident not in sections:
-            require(optional, f"$.sections[{ident}]", "missing")
+            require(optional or ident in schema.LATER, f"$.sections[{ident}]", "missing")
             states[ident] = kind()
             continue
         try:
@@ -121,6 +122,7 @@ class _Loader:
         self.qps: list[schema.Qp] = states[4].qps
         self.events: list[schema.Event] = states[5].events
         self.counters: dict[str, int] = states[6].counters
+        self.spaces: list[schema.Space] = states[7].spaces
 
     def run(self) -> None:
         """In the order in which objects need one another."""
@@ -157,6 +159,8 @@ class _Loader:
         made = self.made
         with _at("$.pds"):
             made.pds = [self.device.alloc_pd() for _ in range(self.mem.pds)]
+        for i, space in enumerate(self.spaces):
+            self._make_space(space, f"$.spaces[{i}]")
         for i, region in enumerate(self.mem.regions):
             self._make_region(region, f"$.regions[{i}]")
         for i, window in enumerate(self.mem.windows):
@@ -172,14 +176,40 @@ class _Loader:
         access = Access(region.access)
         if access & _WRITERS:
             access |= Access.LOCAL_WRITE  # fast registration does not ask for it
-        buffer = self._buffer(region, path)
-        with _at(path):
-            mr = Mr(pd, buffer, access, iova=region.iova, key=region.key, valid=region.valid)
+        if region.space is not None:
+            mr = self._region_of_space(pd, region, access, path)
+        else:
+            buffer = self._buffer(region, path)
+            with _at(path):
+                mr = pd.reg_mr(buffer, access, iova=region.iova, key=region.key)
         self.made.mrs[region.key] = mr
         self.device.record["mrs"][mr.index]["access"] = region.access
+        self.device.record["mrs"][mr.index]["valid"] = region.valid
 
-    def _buffer(self, region: schema.Region, path: str) -> np.ndarray:
-        """The bytes of a region, as the caller has them."""
+    def _make_space(self, saved: schema.Space, path: str) -> None:
+        with _at(path):
+            space = self.device.create_space(saved.page_size, paged=saved.paged)
+        self.made.spaces.append(space)
+        for i, slot in enumerate(saved.slots):
+            buffer = self._buffer(slot, f"{path}.slots[{i}]")
+            with _at(f"{path}.slots[{i}]"):
+                space.add_slot(slot.addr, buffer)
+
+    def _region_of_space(self, pd: Pd, region: schema.Region, access: Access, path: str) -> Mr:
+        number = region.space or 0
+        require(number < len(self.made.spaces), f"{path}.space", f"there is no address space {number}")
+        require(len(region.ranges) % 16 == 0, f"{path}.ranges", "no pairs of 64-bit numbers")
+        ranges = np.frombuffer(region.ranges, "<i8").reshape(-1, 2) if region.ranges else None
+        require(ranges is not None or region.iova == 0, f"{path}.iova", "a region over all of a space begins at 0")
+        with _at(path):
+            mr = PhysicalMr(
+                pd, self.made.spaces[number], region.iova, ranges, access, key=region.key, odp=region.odp
+            )  # fmt: skip
+        require(mr.length == region.length, f"{path}.length", f"{region.length}, the ranges have {mr.length}")
+        return mr
+
+    def _buffer(self, region: schema.Region | schema.Slot, path: str) -> np.ndarray:
+        """The bytes of a region or slot, as the caller has them."""
         try:
             found = self.memory(region) if callable(self.memory) else self.memory[region.name]
         except KeyError:

@@ -22,7 +22,7 @@ from softrnic.migrate.envelope import OPTIONAL, PRODUCER, Section, wrap
 from softrnic.qp.cq import CQ_OVERRUN
 from softrnic.qp.psn import psn_diff
 from softrnic.spec import EventType, Mtu, QpState, QpType, SendFlags, WrOpcode
-from softrnic.verbs import Ah, AhAttr, Cq, Device, Mr, Mw, Pd, Qp, Srq
+from softrnic.verbs import AddressSpace, Ah, AhAttr, Cq, Device, Mr, Mw, Pd, PhysicalMr, Qp, Srq
 from softrnic.verbs.address import gid_bytes
 
 _IMM = (WrOpcode.RDMA_WRITE_WITH_IMM, WrOpcode.SEND_WITH_IMM, WrOpcode.SEND_WITH_INV)
@@ -34,7 +34,8 @@ def save(device: Device, names: Mapping[int, str] | None = None) -> bytes:
     """The state of a device - one function, if its adapter has several - that is suspended and settled, else EBUSY.
 
     `names` maps the key of a region to the name under which `restore` will be given its bytes; a region without
-    one is called by its key, as in "0x101". Polling, posting and destroying must wait until this returns.
+    one is called by its key, as in "0x101". Slots of address spaces are called "space 0 at 0x10000", by their numbers
+    in the order of creation. Polling, posting and destroying must wait until this returns.
     """
     busy = [qp for qp in device.qps.values() if not qp.settled]
     if busy:
@@ -57,6 +58,7 @@ class _Saver:
         self.pds: dict[Pd, int] = {pd: i for i, pd in enumerate(device.pds.values())}
         handles = sorted((ah for pd in device.pds.values() for ah in pd.ahs), key=lambda ah: ah.index)
         self.ahs: dict[Ah, int] = {ah: i for i, ah in enumerate(handles)}
+        self.spaces = [s for s in device.spaces if not s.is_ours]
         self.ah_at = {ah.index: i for ah, i in self.ahs.items()}
 
     def states(self) -> dict[int, msgspec.Struct]:
@@ -64,6 +66,7 @@ class _Saver:
         device = self.device
         regions = [m for m in device.mrs.values() if isinstance(m, Mr)]
         windows = [m for m in device.mrs.values() if isinstance(m, Mw)]
+        later = {7: schema.SpaceState(spaces=[self.space(s) for s in self.spaces])} if self.spaces else {}
         return {
             1: self.device_state(),
             2: schema.MemoryState(
@@ -78,6 +81,7 @@ class _Saver:
             4: schema.QpState(qps=[self.qp(q) for q in device.qps.values()]),
             5: schema.EventState(events=self.events()),
             6: schema.CounterState(counters=self.counters()),
+            **later,
         }
 
     def counters(self) -> dict[str, int]:
@@ -99,12 +103,22 @@ class _Saver:
 
     def region(self, mr: Mr) -> schema.Region:
         record = self.device.record["mrs"][mr.index]
-        if mr.space is not self.device.space:
-            raise VerbsError(errno.EOPNOTSUPP, f"region {mr.key:#x} is in an address space of its own")
+        of_space: dict[str, Any] = {}
+        if isinstance(mr, PhysicalMr) and mr.space in self.spaces:
+            array = np.array(mr.ranges, "<i8")
+            whole = mr.follows
+            of_space = {
+                "space": self.spaces.index(mr.space), "ranges": b"" if whole else array.tobytes(), "odp": mr.odp,
+            }  # fmt: skip
         return schema.Region(
             pd=self.pds[mr.pd], key=mr.key, name=self.names.get(mr.key, f"{mr.key:#x}"), iova=int(record["iova"]),
-            length=int(record["length"]), access=int(record["access"]), valid=bool(record["valid"]),
+            length=int(record["length"]), access=int(record["access"]), valid=bool(record["valid"]), **of_space,
         )  # fmt: skip
+
+    def space(self, space: AddressSpace) -> schema.Space:
+        number = self.spaces.index(space)
+        slots = [schema.Slot(addr=s.addr, length=s.length, name=f"space {number} at {s.addr:#x}") for s in space.slots]
+        return schema.Space(page_size=space.page_size, paged=space.paged, slots=slots)
 
     def window(self, mw: Mw) -> schema.Window:
         mrs = self.device.record["mrs"]

@@ -82,8 +82,34 @@ class Path(_State, frozen=True, kw_only=True):
 # --- memory ---------------------------------------------------------------------------------------------------
 
 
+class Slot(_State, frozen=True, kw_only=True):
+    """A stretch of an address space with memory behind it; as a region, it is a name for bytes that travel apart."""
+
+    addr: Size
+    length: Annotated[int, Meta(ge=1, le=_I64)]
+    name: Annotated[str, Meta(min_length=1, max_length=255)]
+
+
+class Space(_State, frozen=True, kw_only=True):
+    """An address space. What is present in it, and what has been written, begins anew."""
+
+    page_size: Annotated[int, Meta(ge=4096, le=1 << 30)] = 4096
+    paged: bool = False
+    slots: Annotated[list[Slot], Meta(max_length=layout.MAX_SLOT)] = []
+
+
+class SpaceState(_State, frozen=True, kw_only=True):
+    """Section 7, written when there are any."""
+
+    spaces: Annotated[list[Space], Meta(max_length=layout.MAX_SPACE)] = []
+
+
 class Region(_State, frozen=True, kw_only=True):
-    """A memory region. `name` says whose bytes these are; the bytes themselves travel apart."""
+    """A memory region. `name` says whose bytes these are; the bytes themselves travel apart.
+
+    One of an address space has no bytes of its own. `ranges` are pairs of little-endian 64-bit address and length, none
+    for all of the space.
+    """
 
     pd: Ordinal
     key: Key
@@ -92,6 +118,9 @@ class Region(_State, frozen=True, kw_only=True):
     length: Size
     access: Access
     valid: bool = True
+    space: Ordinal | None = None  # place in the list of address spaces
+    ranges: bytes = b""
+    odp: bool = False
 
 
 class Binding(_State, frozen=True, kw_only=True):
@@ -359,7 +388,8 @@ class CounterState(_State, frozen=True, kw_only=True):
     counters: dict[str, Count] = {}
 
 
-# Section id -> (schema, newest version, optional).
+# Section id -> (schema, newest version, optional). One that was not there from the beginning may be missing.
+LATER = (7,)
 SECTIONS: dict[int, tuple[type[Any], int, bool]] = {
     1: (DeviceState, 1, False),
     2: (MemoryState, 1, False),
@@ -367,4 +397,5 @@ SECTIONS: dict[int, tuple[type[Any], int, bool]] = {
     4: (QpState, 1, False),
     5: (EventState, 1, False),
     6: (CounterState, 1, True),
+    7: (SpaceState, 1, False),
 }

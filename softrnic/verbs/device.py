@@ -22,7 +22,7 @@ from softrnic.mem.mr import key_of
 from softrnic.qp import admin
 from softrnic.qp.inbound import qpn_key
 from softrnic.slab import Numbers
-from softrnic.spec import EventType, QpState
+from softrnic.spec import EventType, OdpGeneral, OdpSupport, QpState
 from softrnic.verbs.adapter import Adapter, PortAttr, Shared
 from softrnic.verbs.address import Gid, IpAddress, gid_bytes
 from softrnic.verbs.cq import Cq
@@ -93,6 +93,26 @@ class DeviceAttr:
     phys_port_cnt: int = 1
 
 
+_NO_ODP = OdpSupport(0)
+
+
+@dataclass(frozen=True)
+class OdpCaps:
+    """ibv_odp_caps: what never fails, and loses nothing, when the page it needs is not present.
+
+    A UC or UD packet that arrives for a missing page is lost, since nobody can be asked to send it again; so of these
+    only the sending side is supported, as on mlx5.
+    """
+
+    general_odp_caps: OdpGeneral = OdpGeneral.SUPPORT | OdpGeneral.SUPPORT_IMPLICIT
+    rc_odp_caps: OdpSupport = (
+        OdpSupport.SEND | OdpSupport.RECV | OdpSupport.WRITE | OdpSupport.READ | OdpSupport.ATOMIC | OdpSupport.SRQ_RECV
+    )
+    uc_odp_caps: OdpSupport = OdpSupport.SEND
+    ud_odp_caps: OdpSupport = OdpSupport.SEND
+    xrc_odp_caps: OdpSupport = _NO_ODP
+
+
 class AsyncEvent(NamedTuple):
     """ibv_async_event: what happened, and to which QP, CQ, SRQ or (for a port event) the device."""
 
@@ -123,6 +143,7 @@ class Device:
         self.name = name
         self.node_guid = node_guid
         self.attr = DeviceAttr()
+        self.odp_caps = OdpCaps()
         self.adapter = adapter or Adapter()
         self.engine = self.adapter.engine
         self.record = self.engine.record
@@ -239,6 +260,11 @@ class Device:
     def spaces(self) -> list[AddressSpace]:
         """Those made by `create_space`."""
         return [s for s in self.adapter.spaces.values() if s.device is self and s is not self.space]
+
+    @property
+    def existing_process_space(self) -> AddressSpace | None:
+        """`process_space`, if anybody has asked for it."""
+        return self._process_space
 
     @property
     def process_space(self) -> AddressSpace:

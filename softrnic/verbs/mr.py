@@ -12,7 +12,7 @@ from softrnic.layout import MR_STAT, MrKind
 from softrnic.mem import ranges as mem_ranges
 from softrnic.mem.ranges import Ranges
 from softrnic.spec import Access
-from softrnic.verbs.slot import TOP, Slot, view_of
+from softrnic.verbs.slot import TOP, Slot, is_heap, view_of
 from softrnic.verbs.wr import Sge
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Mr:
         record["key"], record["pdn"], record["access"] = self.key, pd.pdn, int(access)
         record["iova"], record["length"], record["space"] = iova, length, space.index
         record["windows"], record["parent"], record["qp"], record["func"] = 0, -1, -1, self.device.func
-        record["odp"], record["pinned"] = self.odp, 0
+        record["odp"], record["pinned"], record["held"] = self.odp, 0, 0
         self.device.record["mr_stats"][self.index : self.index + 1] = np.zeros(1, MR_STAT)
 
     def _point(self, addr: int, table: np.ndarray, count: int, shift: int = 0, skew: int = 0) -> None:
@@ -104,6 +104,9 @@ class Mr:
         if offset < 0 or length < 0 or offset + length > self.length:
             raise VerbsError(errno.EINVAL, f"bytes {offset} to {offset + length} of a region of {self.length}")
         return Sge(self.iova + offset, length, self.lkey)
+
+    def trust(self, trusting: bool) -> None:
+        """Whether its memory may be touched at any time; of a plain buffer always."""
 
     def statistic(self) -> dict[str, int]:
         """Counters of the region as `rdma statistic show mr` has them."""
@@ -156,14 +159,16 @@ class PhysicalMr(Mr):
             raise VerbsError(errno.EOPNOTSUPP, f"address space {space.index} has no page table: paged=True")
         self.odp = odp
         self._view = buffer
+        self._keeps = buffer is not None and is_heap(buffer)
         self._slots: list[Slot] = []
         self._sorted: tuple[np.ndarray, np.ndarray] | None = None
-        self._ranges = None if ranges is None else mem_ranges.plan(ranges)
-        self.addr = 0 if self._ranges is None else int(self._ranges.addrs[0])
-        slots = self._find_slots(space, self._ranges, access)
+        self.access = access
+        self._ranges, slots = self._plan(space, ranges)
+        self.addr = 0 if self._ranges is None else self._ranges.addr
         self._claim(pd, space, access, iova, TOP if self._ranges is None else self._ranges.length, key)
         self._hold(slots)
         self._map()
+        self.trust(space.resolver is None)
         self._publish(True)
 
     @property
@@ -172,16 +177,34 @@ class PhysicalMr(Mr):
         return not self.odp and self._ranges is not None
 
     @property
+    def follows(self) -> bool:
+        """Whether it is all of its address space."""
+        return self._ranges is None
+
+    @property
     def ranges(self) -> list[tuple[int, int]]:
-        """(address, length), neighbours joined."""
+        """(address, length), most neighbours joined."""
         if self._ranges is None:
             return [(0, TOP)]
-        return list(zip(self._ranges.addrs.tolist(), self._ranges.lengths.tolist(), strict=True))
+        addrs, lengths = self._ranges.pieces()
+        return list(zip(addrs.tolist(), lengths.tolist(), strict=True))
 
-    def _find_slots(self, space: AddressSpace, ranges: Ranges | None, access: Access) -> list[Slot]:
-        if ranges is None or self.odp:
-            return []
-        return space.pin(ranges, write=bool(access & (_WRITERS | Access.LOCAL_WRITE)))
+    def trust(self, trusting: bool) -> None:
+        """Inside `quiesced`: whether the engine may touch memory that the region keeps alive without asking the kernel.
+
+        Not while a resolver moves its pages about: a touch could then block.
+        """
+        self.device.record["mrs"][self.index]["held"] = self._keeps and trusting
+
+    def _plan(self, space: AddressSpace, ranges: Any) -> tuple[Ranges | None, list[Slot]]:
+        """The table of some ranges, and the slots that they need."""
+        if ranges is None:
+            return None, []
+        array = mem_ranges.as_array(ranges)
+        planned = mem_ranges.plan(array)
+        if self.odp:
+            return planned, []
+        return planned, space.pin(array, write=bool(self.access & (_WRITERS | Access.LOCAL_WRITE)))
 
     def _hold(self, slots: list[Slot]) -> None:
         for slot in slots:
@@ -192,7 +215,7 @@ class PhysicalMr(Mr):
 
     def _map(self) -> None:
         self.device.record["mrs"][self.index]["pinned"] = self.pinned
-        if self._ranges is None or len(self._ranges.addrs) == 1:
+        if self._ranges is None or self._ranges.npieces == 1:
             self._point(self.addr, _NO_RANGES, 1)
         else:
             r = self._ranges
@@ -207,16 +230,15 @@ class PhysicalMr(Mr):
             raise VerbsError(errno.EINVAL, "the region was deregistered")
         if self._ranges is None:
             raise VerbsError(errno.EINVAL, "a region over all of an address space follows it by itself")
-        planned = mem_ranges.plan(ranges)
-        if self.iova > TOP - planned.length:
-            raise VerbsError(errno.EINVAL, f"iova {self.iova:#x} with {planned.length} bytes wraps around")
-        slots = self._find_slots(self.space, planned, self.access)
+        planned, slots = self._plan(self.space, ranges)
+        if planned is None or self.iova > TOP - planned.length:
+            raise VerbsError(errno.EINVAL, f"there are no ranges, or from iova {self.iova:#x} on they wrap around")
         with self.device.quiesced():
             record = self.device.record["mrs"][self.index]
             if int(record["windows"]) and planned.length != self.length:
                 raise VerbsError(errno.EBUSY, f"{int(record['windows'])} memory windows are bound to the region")
             self._ranges, self._sorted = planned, None
-            self.addr, self.length = int(planned.addrs[0]), planned.length
+            self.addr, self.length = planned.addr, planned.length
             record["length"] = planned.length
             self._map()
         self._hold(slots)
@@ -226,9 +248,9 @@ class PhysicalMr(Mr):
         if self._ranges is None:
             return True
         if self._sorted is None:
-            order = np.argsort(self._ranges.addrs, kind="stable")
-            ends = (self._ranges.addrs + self._ranges.lengths)[order]
-            self._sorted = self._ranges.addrs[order], np.maximum.accumulate(ends)
+            addrs, lengths = self._ranges.pieces()
+            order = np.argsort(addrs, kind="stable")
+            self._sorted = addrs[order], np.maximum.accumulate((addrs + lengths)[order])
         starts, ends = self._sorted
         before = int(np.searchsorted(starts, high, "left"))
         return before > 0 and int(ends[before - 1]) > low
@@ -242,12 +264,13 @@ class PhysicalMr(Mr):
     def _pieces(self, offset: int, length: int) -> list[tuple[int, int]]:
         if self._ranges is None:
             return [(offset, length)]
-        ends = np.cumsum(self._ranges.lengths)
-        starts = ends - self._ranges.lengths
+        addrs, lengths = self._ranges.pieces()
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
         low, high = np.maximum(starts, offset), np.minimum(ends, offset + length)
         used = np.flatnonzero(low < high)
-        addrs = self._ranges.addrs[used] + low[used] - starts[used]
-        return list(zip(addrs.tolist(), (high - low)[used].tolist(), strict=True))
+        at = addrs[used] + low[used] - starts[used]
+        return list(zip(at.tolist(), (high - low)[used].tolist(), strict=True))
 
     def dereg(self) -> None:
         """Deregister; EBUSY while windows are bound to it."""

@@ -71,7 +71,7 @@ class _Wanted:
 
 
 class PagedSpace:
-    """The part of an address space that is its page table. `resolver` None: pages of this host come by themselves."""
+    """The part of an address space that is its page table."""
 
     device: Device
     index: int
@@ -80,7 +80,7 @@ class PagedSpace:
     regions: set[Mr]
 
     def __init__(self) -> None:
-        self.resolver: Resolver | None = None
+        self._resolver: Resolver | None = None
         self._source: PageSource | None = None
         self._on_demand = False
         self._table: tuple[Bitmap, Bitmap, Bitmap] | None = None
@@ -165,6 +165,18 @@ class PagedSpace:
 
     # --- faults and answers ---
 
+    @property
+    def resolver(self) -> Resolver | None:
+        """Who is asked for missing pages. None: pages of this host come by themselves."""
+        return self._resolver
+
+    @resolver.setter
+    def resolver(self, resolver: Resolver | None) -> None:
+        with self._lock, self.device.quiesced():
+            self._resolver = resolver
+            for mr in self.regions:
+                mr.trust(resolver is None)
+
     def fault(self, event: Event) -> None:
         """A page the device needed is missing. Called by whoever drives the engine."""
         page, write = event.arg & -self.page_size, bool(event.flags & FaultFlag.WRITE)
@@ -194,8 +206,8 @@ class PagedSpace:
         try:
             if self._source is not None:
                 self._source.request(addr, length, not prefetch)
-            elif self.resolver is not None:
-                self.resolver(PageFault(self, addr, length, write, prefetch, failed, self._seq))  # type: ignore[arg-type]
+            elif self._resolver is not None:
+                self._resolver(PageFault(self, addr, length, write, prefetch, failed, self._seq))  # type: ignore[arg-type]
             else:
                 self._resolve_here(addr, length, write, failed)
         except Exception as error:  # noqa: BLE001  the device goes on, whatever is wrong with a resolver

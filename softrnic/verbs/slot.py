@@ -7,6 +7,7 @@ unmap or die - is reached through the kernel, so that a page which is gone is an
 
 from __future__ import annotations
 
+import array
 import errno
 import fcntl
 import mmap
@@ -157,6 +158,20 @@ def _never_shrinks(fd: int) -> bool:
     except OSError:
         return False
     return bool(sealed) and os.fstat(fd).st_blksize <= mmap.PAGESIZE
+
+
+def is_heap(memory: Any) -> bool:
+    """Whether a buffer is of an object that keeps its memory as long as it lives, and not some mapping."""
+    while not isinstance(memory, bytes | bytearray | array.array):
+        if isinstance(memory, np.ndarray):
+            if memory.flags.owndata:
+                return True
+            memory = memory.base
+        elif isinstance(memory, memoryview):
+            memory = memory.obj
+        else:
+            return False
+    return True
 
 
 def is_file_mapping(memory: Any) -> bool:

@@ -20,13 +20,13 @@ import numpy as np
 from softrnic.errors import VerbsError
 from softrnic.layout import SPACE, Paging, SpaceKind
 from softrnic.mem import pages, raw
+from softrnic.mem.ranges import cover
 from softrnic.mem.space import MEM_OK, PAGE_SIZE
 from softrnic.verbs.paging import PagedSpace
 from softrnic.verbs.slot import NOBODY, TOP, Slot, view_of
 from softrnic.verbs.tracking import TrackedSpace, check_page_size
 
 if TYPE_CHECKING:
-    from softrnic.mem.ranges import Ranges
     from softrnic.verbs.device import Device
     from softrnic.verbs.mr import Mr
 
@@ -62,6 +62,11 @@ class AddressSpace(PagedSpace, TrackedSpace):
             record["kind"] = SpaceKind.IDENTITY if self.is_process else SpaceKind.SLOTS
             self._refresh()
         device.adapter.spaces[self.index] = self
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is this process, made for regions of buffers, by whatever page table."""
+        return self in (self.device.space, self.device.existing_process_space)
 
     @property
     def alive(self) -> bool:
@@ -165,27 +170,18 @@ class AddressSpace(PagedSpace, TrackedSpace):
 
     # --- regions ---
 
-    def pin(self, ranges: Ranges, *, write: bool) -> list[Slot]:
+    def pin(self, ranges: np.ndarray, *, write: bool) -> list[Slot]:
         """The slots under some ranges; EFAULT where there is none, EACCES where `write` is asked of a read-only one."""
         if self.is_process:
             raise VerbsError(errno.EINVAL, "memory of this process is registered as a buffer")
         starts = np.array([s.addr for s in self.slots], np.int64)
         ends = np.array([s.end for s in self.slots], np.int64)
-        glued = np.concatenate(([True], starts[1:] != ends[:-1])) if len(starts) else np.zeros(0, bool)
-        pieces, bounds = starts[glued], np.append(ends[:-1][glued[1:]], ends[-1:])
-        of = np.searchsorted(pieces, ranges.addrs, "right") - 1
-        inside = of >= 0
-        if len(pieces):
-            inside &= ranges.addrs + ranges.lengths <= bounds[of]
-        if not inside.all():
-            i = int(np.argmin(inside))
-            addr, length = int(ranges.addrs[i]), int(ranges.lengths[i])
+        used = np.zeros(len(starts), np.uint8)
+        outside = int(cover(ranges, starts, ends, used))
+        if outside >= 0:
+            addr, length = (int(value) for value in ranges[outside])
             raise VerbsError(errno.EFAULT, f"not all of the {length} bytes at {addr:#x} are in slots")
-        first = np.searchsorted(starts, ranges.addrs, "right") - 1
-        last = np.searchsorted(starts, ranges.addrs + ranges.lengths - 1, "right")
-        count = len(starts) + 1
-        touched = np.cumsum(np.bincount(first, minlength=count) - np.bincount(last, minlength=count))[:-1] > 0
-        slots = [s for s, used in zip(self.slots, touched.tolist(), strict=True) if used]
+        slots = [self.slots[i] for i in np.flatnonzero(used)]
         if write and (locked := next((s for s in slots if s.readonly), None)):
             raise VerbsError(errno.EACCES, f"the slot at {locked.addr:#x} is read-only")
         return slots

@@ -6,7 +6,9 @@ import numpy as np
 
 from softrnic.jit import i64, kernel
 from softrnic.mem.copy import atomic_region, gather, gather_inline, read_region, scatter, write_region
+from softrnic.mem.dirty import mark_dirty
 from softrnic.mem.mr import check_local, check_remote
+from softrnic.mem.space import resolve
 
 
 @kernel
@@ -58,3 +60,17 @@ def atomic(engs: np.ndarray, mr: int, offset: int, is_cas: bool, operand: int, s
     """atomic_region."""
     status, old = atomic_region(engs[0], mr, offset, is_cas, operand, swap)
     return i64(status), i64(old)
+
+
+@kernel
+def where(engs: np.ndarray, mr: int, offset: int, n: int) -> tuple[int, int]:
+    """resolve, of a region that is all there."""
+    run = resolve(engs[0], mr, offset, n, False)
+    return i64(run.host), i64(run.length)
+
+
+@kernel
+def mark(engs: np.ndarray, space: int, addr: int, n: int) -> int:
+    """mark_dirty."""
+    mark_dirty(engs[0]["spaces"][space], addr, n)
+    return 0

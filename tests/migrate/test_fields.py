@@ -28,9 +28,11 @@ MIGRATED = {
     "max_dest_rd_atomic ack_psn access resp_va resp_resid resp_off resp_key resp_wr_id resp_nsge rcq srq rq_sge_max "
     "rd_head rd_done max_inline rnr_fault_timer sqd_notified comm_est last_wqe gid_index pmtu resume_to rnr_left_ns "
     "stop",
-    "MR": "key kind valid access pdn iova length parent qp",
+    "MR": "key kind valid access pdn iova length parent qp odp ranges",
+    "SPACE": "paged page_shift",
+    "SLOT": "addr length",
     "EVENT": "type index",
-    "ENGINE": "gids qps avs cqs srqs mrs wqes rwqes sges cqes rd_res events counters",
+    "ENGINE": "gids qps avs cqs srqs mrs wqes rwqes sges cqes rd_res events counters spaces slots",
 }
 DERIVED = {
     "AV": "hdr hdr_len l3_off is_v6 icrc_base ip_csum",  # from the path and the GID
@@ -41,7 +43,9 @@ DERIVED = {
     "RD_RES": "mr",  # looked up again by its key
     "QP": "func pkey sq_prod sq_head sq_base sq_mask sq_sge_base rd_out resp_mr resp_len resp_sge_base rq_prod rq_head "
     "rq_base rq_mask rq_sge_base rd_base rd_mask rd_tail deadline src_ip dst_ip port",
-    "MR": "addr space nranges windows func",
+    "MR": "addr space nranges windows func pinned shift skew held",
+    "SPACE": "kind plain first npages slot_first nslots",
+    "SLOT": "host pid readonly",
     "ENGINE": "base ngid event_prod event_cons qpn_hash key_hash",
 }
 TRANSIENT = {
@@ -52,19 +56,18 @@ TRANSIENT = {
     "QP": "sched sched_next fault cwnd cwnd_credit ssthresh rtt_psn rtt_valid rtt_at probes probe progress_at resp_se "
     "timer timer_slot timer_next timer_prev wheel_at quiet hold hold_timer fault_tries fault_psn "
     "moved_ip moved_mac",
-    "MR": "odp pinned ranges shift skew hint",  # of address spaces, which save refuses
     "MR_STAT": "page_faults page_faults_handled page_invalidations page_invalidations_handled page_prefetch",
     "WAIT": "space next prev addr",
     "EVENT": "arg length mr flags",  # only of missing pages, which are noted anew
-    "SPACE": "kind plain tracking paged page_shift first npages present writable refused dirty_shift wait_head "
-    "dirty_first dirty_pages dirty dirty_blocks zeros slot_first nslots slot_hint",
-    "SLOT": "addr length host pid readonly",
+    # what is present and what was written begins anew
+    "MR": "hint",
+    "SPACE": "tracking present writable refused dirty_shift wait_head dirty_first dirty_pages dirty dirty_blocks zeros "
+    "slot_hint",
     "FRAME": "off len seg flags func",
     "HASH": "key value",
     "ENGINE": "now sched_head sched_tail max_frame max_segs tx_slot tx_seg tx_nseg tx_av tx_n tx_slots tx_end asleep "
     "fault_space fault_flags fault_addr fault_mr fault_len iov word wheel_now wheel_bits wheel doorbells doorbell_any "
-    "spaces slots waits mr_stats nforward forwards fwd_prod fwd_cons "
-    "fwd_frames fwd_slab",
+    "waits mr_stats nforward forwards fwd_prod fwd_cons fwd_frames fwd_slab",
     "FORWARD": "ip here mac via vlan until left packets valid",  # of what has left, not of what comes
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from softrnic.counters import C
@@ -73,7 +75,7 @@ def test_read_response() -> None:
     w.random(4)
     mr = w.region([(0, 8 * PAGE)])
     qp, peer = w.connect()
-    w.space.resolver = lambda fault: w.faults.append(fault)
+    w.space.resolver = w.faults.append
     qp.post_send(SendWr(WrOpcode.RDMA_READ, [w.a.mr.sge(0, N)], 1, remote_addr=mr.iova, rkey=mr.rkey))
     for i in range(3):
         for _ in range(5):
@@ -106,7 +108,7 @@ def test_read_only_page() -> None:
 
 
 def test_rnr_timers_grow() -> None:
-    """The same request is told to wait about twice as long each time; another begins anew. The first is configurable."""
+    """The same request is told to wait about twice as long each time; another begins anew, where it was told to."""
     w = World(delay=30_000)
     mr = w.region([(0, 8 * PAGE)])
     qp, peer = w.connect(rnr_retry=7)
@@ -123,7 +125,7 @@ def test_rnr_timers_grow() -> None:
     w.play(budget=100_000)
     assert waits[:8] == [3, 5, 7, 9, 11, 13, 15, 17]
     assert max(waits) == 20
-    assert all(RNR_TIMER_US[b] >= RNR_TIMER_US[a] for a, b in zip(waits, waits[1:], strict=False))
+    assert all(RNR_TIMER_US[b] >= RNR_TIMER_US[a] for a, b in pairwise(waits))
     waits.clear()
     w.delay = 0
     qp.post_send(write(mr, w, 100, at=PAGE))

@@ -7,13 +7,14 @@ import contextlib
 import json
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from softrnic.control.cli import COMMANDS
 from softrnic.control.cli.terminal import progress
 
 if TYPE_CHECKING:
+    from softrnic.spec import OdpGeneral, OdpSupport
     from softrnic.verbs import Device
 
 Fields = dict[str, Any]
@@ -31,6 +32,7 @@ _LIMITS = [
     "max_total_mcast_qp_attach", "max_ah", "max_fmr", "max_srq", "max_srq_wr", "max_srq_sge", "max_pkeys",
     "local_ca_ack_delay",
 ]  # fmt: skip
+_ODP_CAPS = ("general_odp_caps", "rc_odp_caps", "uc_odp_caps", "ud_odp_caps", "xrc_odp_caps")
 _PORT_STATES = {"PORT_DOWN": 1, "PORT_INIT": 2, "PORT_ARMED": 3, "PORT_ACTIVE": 4}
 
 
@@ -117,6 +119,7 @@ def device_fields(device: Device) -> Fields:
         **{name: int(getattr(attr, name, 0)) for name in _LIMITS},
         "device_cap_flags": f"0x{attr.device_cap_flags:08x}",
         "atomic_cap": f"ATOMIC_HCA ({attr.atomic_cap})",
+        **{name: _odp_names(getattr(device.odp_caps, name)) for name in _ODP_CAPS},
     }
 
 
@@ -150,6 +153,15 @@ def port_fields(device: Device) -> Fields:
     }
 
 
+def _odp_names(caps: OdpGeneral | OdpSupport) -> list[str]:
+    """Flags as ibv_devinfo names them."""
+    from softrnic.spec import OdpGeneral
+
+    if isinstance(caps, OdpGeneral):
+        return [f"ODP_{flag.name}" for flag in caps]
+    return ["SUPPORT_SRQ" if flag.name == "SRQ_RECV" else f"SUPPORT_{flag.name}" for flag in caps]
+
+
 def _mtu(nbytes: int) -> str:
     """A number of bytes as the ibv_mtu it is."""
     return f"{nbytes} ({nbytes.bit_length() - 8})"
@@ -169,14 +181,21 @@ def text(device: Device, *, verbose: bool) -> str:
     gids = port.pop("gids")
     lines = [f"hca_id:\t{fields.pop('hca_id')}"]
     for name, value in _shown(fields, "phys_port_cnt", verbose):
+        if isinstance(value, list):
+            lines += ["\t" * _DEVICE_INDENT + f"{name}:", *_flag_lines(value or ["NO SUPPORT"])]
+            continue
         lines.append(_line(_DEVICE_INDENT, _DEVICE_COLUMN, name, value))
         if name == "device_cap_flags":
-            lines += ["\t" * (_DEVICE_COLUMN // _TAB) + str(flag.name) for flag in device.attr.device_cap_flags]
+            lines += _flag_lines(str(flag.name) for flag in device.attr.device_cap_flags)
     lines.append(f"\t\tport:\t{port.pop('port')}")
     lines += [_line(_PORT_INDENT, _PORT_COLUMN, *item) for item in _shown(port, "link_layer", verbose)]
     if verbose:
         lines += [_line(_PORT_INDENT, _PORT_COLUMN, f"GID[{int(i):3}]", f"{gid}, RoCE v2") for i, gid in gids.items()]
     return "\n".join(lines) + "\n\n"
+
+
+def _flag_lines(names: Iterable[str]) -> list[str]:
+    return ["\t" * (_DEVICE_COLUMN // _TAB) + name for name in names]
 
 
 def _shown(fields: Fields, last: str, verbose: bool) -> list[tuple[str, Any]]:

@@ -69,10 +69,10 @@ def _bytes_at(addr: int, length: int) -> np.ndarray:
     return np.ctypeslib.as_array((ctypes.c_uint8 * length).from_address(addr))
 
 
-def finder(memory: Mapping[str, np.ndarray]) -> Callable[[schema.Region], Any]:
+def finder(memory: Mapping[str, np.ndarray]) -> Callable[[schema.Region | schema.Slot], Any]:
     """What `restore` asks for the bytes of each region."""
 
-    def find(region: schema.Region) -> np.ndarray:
+    def find(region: schema.Region | schema.Slot) -> np.ndarray:
         name, _, offset = region.name.partition("+")
         try:
             start = int(offset, 16)
