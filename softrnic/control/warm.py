@@ -76,13 +76,17 @@ def everything() -> None:
     segment.split(rx, 0, 0, tx, 0)
 
 
+_DIE_WITH_PARENT = "import ctypes; ctypes.CDLL(None).prctl(1, 9)"  # PR_SET_PDEATHSIG: when we cannot end it ourselves
+
+
 def _compile_apart(*parts: Any) -> None:
     """Call each part in a process of its own. One that fails says nothing: this process will, when it tries itself."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     children = []
     try:
         for part in parts:
-            command = [sys.executable, "-c", f"from {__name__} import {part.__name__} as part; part()"]
+            code = f"{_DIE_WITH_PARENT}; from {__name__} import {part.__name__} as part; part()"
+            command = [sys.executable, "-c", code]
             # in a session of its own, so that Ctrl-C interrupts us and we end it
             child = subprocess.Popen(  # noqa: S603
                 command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -225,14 +226,43 @@ def test_interrupted(stage: bytes, number: signal.Signals, tmp_path: Path) -> No
     assert os.listdir("/sys/class/net") == devices
 
 
-def test_interrupted_while_compiling(tmp_path: Path) -> None:
+@pytest.mark.privileged("netns", "tun")
+def test_killed(tmp_path: Path) -> None:
+    """Without a chance to clean up: all descriptors of the namespaces and taps were its own, and go with it."""
+    devices, spaces = os.listdir("/sys/class/net"), namespaces()
+    with on_a_terminal(tmp_path, "--wire", "tap", "--bytes", "8M", "--bad-bytes", "16M") as (child, terminal):
+        read_until(terminal, b"faulty wire: SEND")
+        assert namespaces(child.pid) != []
+        child.send_signal(signal.SIGKILL)
+        drain(terminal)
+        assert child.wait() == -signal.SIGKILL
+    assert os.listdir("/sys/class/net") == devices
+    assert namespaces() == spaces
+
+
+def namespaces(pid: int | None = None) -> list[str]:
+    """Network namespaces that have a name, or that a process holds open."""
+    if pid is None:
+        folder = Path("/run/netns")
+        return sorted(os.listdir(folder)) if folder.is_dir() else []
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    return [link for link in links if link.startswith("net:")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_while_compiling(number: signal.Signals, tmp_path: Path) -> None:
     """The processes that compile end with it."""
     with on_a_terminal(tmp_path, "--wire", "memory", XDG_CACHE_HOME=str(tmp_path / "cache")) as (child, terminal):
         read_until(terminal, b"compiling the data path")
-        assert compilers(tmp_path) != []
-        child.send_signal(signal.SIGINT)
+        started = compilers(tmp_path)
+        assert started != []
+        handles = [os.pidfd_open(int(process)) for process in started]
+        child.send_signal(number)
         drain(terminal)
-        assert child.wait() == 128 + signal.SIGINT
+        assert child.wait() == (-number if number == signal.SIGKILL else 128 + number)
+    for handle in handles:
+        assert select.select([handle], [], [], 10)[0], "still compiles"
+        os.close(handle)
     assert compilers(tmp_path) == []
 
 

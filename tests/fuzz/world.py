@@ -241,10 +241,11 @@ class Epoch:
         # a datagram that does not fit leaves the receive in hand: with short ones UD soon hears nothing
         connected = self.setting.kind in (QpType.RC, QpType.UC)
         short = [n // 2, 41, 1] if connected or self.random.random() < 0.2 else []
+        bad = self.random.randrange(RECVS) if self.random.random() < 0.5 else -1
         for slot in range(RECVS):
             size = self.random.choice([n + n // 2, n + n // 2, n + 40, *short])
             at = slot * (n + n // 2 + 88)
-            if slot == RECVS // 2 and self.random.random() < 0.5:
+            if slot == bad:
                 sges = [Sge(mr.addr + at, size, 0xDEAD00)]
             elif self.random.random() < 0.3:
                 cut = self.random.randrange(size + 1)

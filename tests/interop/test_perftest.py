@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from softrnic.control.perftest import PORT, TESTS, Options, Perftest, Result
-from softrnic.spec import Mtu, WrOpcode
+from softrnic.spec import Mtu, WcStatus, WrOpcode
+from softrnic.verbs import SendWr
 from tests.interop.conftest import Case
 from tests.interop.lab import MARKS, MTU, OURS
 from tools.vmlib import Result as Ended
@@ -65,3 +66,42 @@ def test_program(case: Case, name: str, role: str) -> None:
 def test_large_messages_over_ipv6(case: Case, name: str, role: str) -> None:
     case.lab.set_mtu(MTU)
     measure(case, role, Options(test=TESTS[name], size=1 << 20, iters=8, mtu=Mtu.MTU_4096), version=6)
+
+
+SIZES = {"1 B": 1, "PMTU less 1": 1023, "PMTU": 1024, "PMTU and 1": 1025}
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("name", ["write_bw", "read_bw"])
+def test_size(case: Case, name: str, size: int, role: str) -> None:
+    """Of what needs no receive."""
+    case.lab.set_mtu(MTU)
+    _, result, _ = measure(case, role, Options(test=TESTS[name], size=size, iters=10))
+    assert result.report.iters == 10
+
+
+class Nothing(Perftest):
+    """One request of no bytes in place of the test."""
+
+    status: WcStatus | None = None
+
+    def _run(self) -> Result:
+        there = self._there
+        self._qp.post_send(SendWr(self.options.test.opcode, remote_addr=there.vaddr, rkey=there.rkey))
+        self.status = self._send_cq.wait(5)[0].status
+        return Result(self.options, 0.0, [])
+
+
+@pytest.mark.parametrize("name", ["write_bw", "read_bw"])
+def test_empty(case: Case, name: str) -> None:
+    """Ours; perftest takes no size of 0."""
+    case.lab.set_mtu(MTU)
+    with (
+        case.host() as host,
+        case.lab.server(f"ib_{name} -F -n 5 -x {case.lab.gid_index(4)}"),
+        Nothing(host.device, Options(test=TESTS[name], iters=5)) as peer,
+        case.lab.dial(PORT) as sock,
+    ):
+        peer.call(sock)
+    assert peer.status == WcStatus.SUCCESS

@@ -242,6 +242,36 @@ def test_ack_past_an_unanswered_read_is_an_implied_nak() -> None:
         s.sent(2)
 
 
+def test_implied_nak_retry_limit_exceeded() -> None:
+    """9.9.2.1: an implied NAK spends a retry as a NAK does; with none left the READ fails."""
+    with Script(retry_cnt=1) as s:
+        s.post(READ, 600, wr_id=1)
+        s.post(WrOpcode.SEND, 1, wr_id=2)
+        s.flush_wire()
+        s.ack(103)
+        s.expect(Op.READ_REQUEST, psn=100)
+        s.expect(Op.SEND_ONLY, psn=103)
+        s.advance(70 * MS)
+        s.sent(1, WcStatus.RETRY_EXC_ERR)
+        s.sent(2, WcStatus.WR_FLUSH_ERR)
+        assert s.count(C.RETRY_EXCEEDED_ERR) == 1
+
+
+def test_implied_nak_retry_limit_not_exceeded() -> None:
+    """9.9.2.1: each response that comes makes the budget whole, so one retry is enough for any number of losses."""
+    with Script(retry_cnt=1) as s:
+        s.post(READ, 256 * 5, wr_id=1)
+        s.flush_wire()
+        data = bytes(i % 199 for i in range(256 * 5))
+        for lost in range(1, 4):  # what comes of each answer is its first packet, and one that is too early
+            answer(s, data[256 * (lost - 1) :], 100 + lost - 1, only=slice(0, 1))
+            answer(s, data[256 * lost :], 100 + lost, only=slice(1, 2))
+            s.expect(Op.READ_REQUEST, psn=100 + lost, dmalen=256 * (5 - lost))
+        answer(s, data[256 * 3 :], 103)
+        s.sent(1)
+        assert s.count(C.IMPLIED_NAK_SEQ_ERR) == 3
+
+
 def test_lost_middle_response_is_asked_for_from_there() -> None:
     """9.7.6, 9.7.5.1.4: the READ is requested again from the first missing packet, with its own PSN."""
     with Script() as s:

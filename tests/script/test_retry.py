@@ -369,6 +369,34 @@ def test_gap_is_naked_once() -> None:
         s.expect_nak(502, Nak.PSN_SEQUENCE_ERROR)
 
 
+def test_read_ahead_of_its_turn() -> None:
+    """9.7.4.1.2: a READ that overtook what is before it is refused, and answered when it comes again."""
+    with Script() as s:
+        s.inject(Op.READ_REQUEST, 501, dmalen=300)
+        s.expect_nak(500, Nak.PSN_SEQUENCE_ERROR, msn=0)
+        assert s.count(C.RX_READ_REQUESTS) == 0
+        s.inject(Op.WRITE_ONLY, 500, b"before")
+        s.inject(Op.READ_REQUEST, 501, dmalen=300)
+        s.expect(Op.READ_RESPONSE_FIRST, psn=501, msn=2, payload=b"before" + s.memory(6, 250))
+        s.expect(Op.READ_RESPONSE_LAST, psn=502)
+
+
+def test_write_taken_up_in_mid_message() -> None:
+    """9.7.5.2.8: the middle of a WRITE is lost; what follows is refused, and the message goes on from there."""
+    with Script() as s:
+        data = bytes(i % 199 for i in range(256 * 3 + 5))
+        s.inject(Op.WRITE_FIRST, 500, data[:256], dmalen=len(data))
+        s.inject(Op.WRITE_MIDDLE, 502, data[512:768])
+        s.inject(Op.WRITE_LAST, 503, data[768:], ackreq=1)
+        s.expect_nak(501, Nak.PSN_SEQUENCE_ERROR, msn=0)
+        assert s.memory(256, 512) != data[256:768]
+        s.inject(Op.WRITE_MIDDLE, 501, data[256:512])
+        s.inject(Op.WRITE_MIDDLE, 502, data[512:768])
+        s.inject(Op.WRITE_LAST, 503, data[768:], ackreq=1)
+        s.expect_ack(psn=503, msn=1)
+        assert s.memory(0, len(data)) == data
+
+
 def test_gap_across_the_wrap() -> None:
     """9.7.2, 9.7.4.1.2."""
     with Script(peer_psn=0xFFFFFF) as s:
