@@ -74,6 +74,20 @@ def everything() -> None:
         kernels.recv_burst(near.tables, rx)
         kernels.send_burst(near.tables, tx, 0)
     segment.split(rx, 0, 0, tx, 0)
+    paging(device)
+
+
+def paging(device: Device) -> None:
+    """What a resolver calls while the engine stands still."""
+    with device.create_space(paged=True) as space:
+        space.add_slot(0, bytearray(space.page_size))
+        space.resolve(0, 1)
+        space.invalidate(0, 1)
+        space.refuse(0, 1)
+        space.prefetch(0, 1)
+        space.look_again()
+        space.start_tracking()
+        space.read_and_clear()
 
 
 _DIE_WITH_PARENT = "import ctypes; ctypes.CDLL(None).prctl(1, 9)"  # PR_SET_PDEATHSIG: when we cannot end it ourselves

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
+import mmap
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -101,7 +101,8 @@ class PagedSpace:
     def _refresh(self) -> None:
         raise NotImplementedError
 
-    def _slot_at(self, addr: int) -> Slot | None:
+    def slot_at(self, addr: int) -> Slot | None:
+        """The slot that has some byte of the page at an address."""
         raise NotImplementedError
 
     def sweep(self) -> None:
@@ -220,27 +221,31 @@ class PagedSpace:
     def _resolve_here(self, addr: int, length: int, write: bool, failed: bool) -> None:
         """Without a resolver: memory of this process is brought in by the kernel, that of others at the access."""
         for page in range(addr, addr + length, self.page_size):
-            slot = self._slot_at(page)
-            if slot is None or slot.pid == 0:
-                self.resolve(page, self.page_size)
-            elif slot.is_ours:
-                self._populate(slot, page, write)
-            elif failed:
-                self.refuse(page, self.page_size)
+            if self.populate(page, self.page_size, write=write, failed=failed):
+                self.resolve(page, self.page_size, write=write)
             else:
-                self.resolve(page, self.page_size)
+                self.refuse(page, self.page_size)
 
-    def _populate(self, slot: Slot, page: int, write: bool) -> None:
-        """Ask the kernel for a page of this process, for writing only if need be: that would break up shared ones."""
-        advice = _POPULATE_WRITE if write else _POPULATE_READ
-        start = max(page, slot.addr)
-        host = slot.host + start - slot.addr
-        length = min(page + self.page_size, slot.end) - start
-        skip = host % os.sysconf("SC_PAGESIZE")
-        if _LIBC.madvise(host - skip, length + skip, advice) == 0:
-            self.resolve(page, self.page_size, write=write)
-        else:
-            self.refuse(page, self.page_size)
+    def populate(self, addr: int, length: int, *, write: bool, failed: bool = False) -> bool:
+        """Have the kernel bring pages of this process, which may take a while: whether all of them can be had.
+
+        Those of other processes are brought in by the access itself; `failed`: it was refused.
+        """
+        end = addr + length
+        while addr < end:
+            slot = self.slot_at(addr)
+            stop = addr + self.page_size if slot is None else min(end, max(slot.end, addr + self.page_size))
+            if slot is not None and slot.pid:
+                there = _populate(slot, addr, stop, write) if slot.is_ours else not failed
+                if not there:
+                    return False
+            addr = stop
+        return True
+
+    @property
+    def seq(self) -> int:
+        """Counts invalidations: for `resolve`, as it was when one began to bring the page."""
+        return self._seq
 
     def resolve(self, addr: int, length: int, write: bool = True, *, seq: int | None = None) -> bool:
         """The pages are there now, to be written too if `write`; who waits for them goes on.
@@ -364,3 +369,12 @@ class PagedSpace:
             self._settle(start, size, handled=True)
         self.device.kick()
         return landed
+
+
+def _populate(slot: Slot, addr: int, end: int, write: bool) -> bool:
+    """Ask the kernel for pages of this process, for writing only if need be: that would break up shared ones."""
+    start = max(addr, slot.addr)
+    host = slot.host + start - slot.addr
+    skip = host % mmap.PAGESIZE
+    advice = _POPULATE_WRITE if write else _POPULATE_READ
+    return bool(_LIBC.madvise(host - skip, min(end, slot.end) - start + skip, advice) == 0)

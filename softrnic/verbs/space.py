@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import mmap
 from bisect import bisect_right
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from softrnic.mem import pages, raw
 from softrnic.mem.ranges import cover
 from softrnic.mem.space import MEM_OK, PAGE_SIZE
 from softrnic.verbs.paging import PagedSpace
-from softrnic.verbs.slot import NOBODY, TOP, Slot, view_of
+from softrnic.verbs.slot import NOBODY, TOP, ProcessMemory, Slot, view_of
 from softrnic.verbs.tracking import TrackedSpace, check_page_size
 
 if TYPE_CHECKING:
@@ -156,10 +157,20 @@ class AddressSpace(PagedSpace, TrackedSpace):
                 slabs.slots.free(old, room)
             self._slot_run = run
 
-    def _slot_at(self, addr: int) -> Slot | None:
+    def slot_at(self, addr: int) -> Slot | None:
         """The slot that has some byte of the page at an address."""
-        end = addr + self.page_size
-        return next((s for s in self.slots if s.addr < end and addr < s.end), None)
+        i = bisect_right(self.slots, addr, key=lambda s: s.addr) - 1
+        near = self.slots[max(0, i) : i + 2]
+        return next((s for s in near if s.addr < addr + self.page_size and addr < s.end), None)
+
+    def move_slot(self, slot: Slot, address: int) -> None:
+        """The memory of another process behind a slot, all of it, has moved there to `address`."""
+        if slot not in self.slots or not isinstance(slot.memory, ProcessMemory):
+            raise VerbsError(errno.EINVAL, "only memory of a process moves, and only while it is in the address space")
+        with self._lock:
+            slot.memory = replace(slot.memory, address=address)
+            slot.host = address
+            self._write_slots(self.slots)
 
     def sweep(self) -> None:
         """Processes that have died are not asked again, since their numbers may come back to life as others."""
