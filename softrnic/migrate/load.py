@@ -91,7 +91,7 @@ def _decode(data: bytes) -> dict[int, Any]:
             continue
         try:
             states[ident] = msgspec.msgpack.decode(sections[ident].payload, type=kind)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             reason, _, path = str(error).partition(" - at `")
             raise StateError(path.rstrip("`") or "$", reason) from None
         except RecursionError:

@@ -330,6 +330,7 @@ def test_envelope(rich: bytes) -> None:
     refused(wrap([*parts, Section(99, 1, 0, b"")], ""), "mandatory and not known")
     refused(wrap([parts[0]._replace(version=2), *parts[1:]], ""), "version 2 is mandatory")
     refused(wrap([parts[0]._replace(payload=b"\xc1"), *parts[1:]], ""), r"\$")
+    refused(wrap([parts[0]._replace(payload=b"\x81\xa1\xff\x00"), *parts[1:]], ""), "utf-8")
     refused(wrap([parts[0]._replace(payload=b"\x91" * 5000), *parts[1:]], ""), r"\$")
 
 

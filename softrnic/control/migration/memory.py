@@ -1,0 +1,83 @@
+"""The memory of a function as pieces, and which of their pages have been written since they were last looked at.
+
+A piece here is a stretch of this process's memory that one or several regions lie in; its name is the address it has
+at the source, and a region is named by the piece and its offset, so that overlapping regions still overlap at the
+destination. Written pages are found by comparing with a copy of what was sent, which finds everybody's writes: the
+device's as well as the program's own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from softrnic.errors import StateError
+from softrnic.migrate import pages, schema
+from softrnic.migrate.stream import MAX_PIECES, Piece
+from softrnic.verbs import Device, Mr
+
+
+class SentMemory:
+    """One piece at the source."""
+
+    def __init__(self, name: str, data: np.ndarray) -> None:
+        self.piece = Piece(name, len(data))
+        self._data = data
+        self._copy = np.zeros(len(data), np.uint8)
+        self.todo = np.ones(self.piece.pages, bool)
+        """Pages to be sent, again or for the first time."""
+
+    def look(self) -> int:
+        """Add the pages written since they were read to `todo`; how many pages are in it now."""
+        self.todo |= pages.differing_pages(self._data, self._copy)
+        return int(np.count_nonzero(self.todo))
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """Pages as they are now: a copy that changes no more until they are read again."""
+        part = pages.span(first, count, self.piece.length)
+        self._copy[part] = self._data[part]
+        return self._copy[part]
+
+
+def pieces_of(device: Device) -> tuple[list[SentMemory], dict[int, str]]:
+    """The memory that the regions of a device lie in, and the name of each region by its key."""
+    regions = sorted((m for m in device.mrs.values() if isinstance(m, Mr)), key=lambda m: m.addr)
+    stretches: list[list[int]] = []  # [first address, end]
+    for mr in regions:
+        if stretches and mr.addr < stretches[-1][1]:
+            stretches[-1][1] = max(stretches[-1][1], mr.addr + mr.length)
+        else:
+            stretches.append([mr.addr, mr.addr + mr.length])
+    if len(stretches) > MAX_PIECES:
+        raise StateError("$.pieces", f"{len(stretches)} separate regions, at most {MAX_PIECES} can be moved")
+    names, at = {}, 0
+    for mr in regions:
+        while mr.addr >= stretches[at][1]:
+            at += 1
+        names[mr.key] = f"{stretches[at][0]:#x}+{mr.addr - stretches[at][0]:#x}"
+    return [SentMemory(f"{start:#x}", _bytes_at(start, end - start)) for start, end in stretches], names
+
+
+def _bytes_at(addr: int, length: int) -> np.ndarray:
+    """Memory of this process, which its regions keep alive."""
+    return np.ctypeslib.as_array((ctypes.c_uint8 * length).from_address(addr))
+
+
+def finder(memory: Mapping[str, np.ndarray]) -> Callable[[schema.Region], Any]:
+    """What `restore` asks for the bytes of each region."""
+
+    def find(region: schema.Region) -> np.ndarray:
+        name, _, offset = region.name.partition("+")
+        try:
+            start = int(offset, 16)
+            piece = memory[name]
+        except (ValueError, KeyError):
+            raise StateError("$.regions", f"{region.name!r} lies in no piece of the memory that was sent") from None
+        if start < 0 or start + region.length > len(piece):
+            raise StateError("$.regions", f"{region.name!r} is not within its piece")
+        return piece[start : start + region.length]
+
+    return find

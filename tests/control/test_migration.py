@@ -1,0 +1,201 @@
+"""A function moves between two hosts while its peer writes and reads: whatever happens, one of them runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from softrnic.control.migration import (
+    Arrivals,
+    CancelledMoveError,
+    InDoubtError,
+    Link,
+    NotMovedError,
+    listen_unix,
+)
+from softrnic.errors import StateError
+from softrnic.migrate.commit import Source
+from tests.control.moving import Proxy, Recorder, Room, departure, destination, scene
+
+pytestmark = [pytest.mark.jit_only, pytest.mark.timeout(600)]
+
+
+def run(story: Any) -> Any:
+    return asyncio.run(story)
+
+
+@pytest.mark.parametrize("policy", ["silence", "rnr"])
+def test_moves(policy: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        with scene() as made:
+            owner = Recorder()
+            async with destination(made, tmp_path / "there"):
+                await made.traffic.some()
+                report = await departure(made, tmp_path / "there", owner=owner, policy=policy).run()
+                await made.traffic.some()
+            made.check_moved()
+            assert owner.said == ["pause", "gone"]
+            assert made.room.arrivals[0].opaque == b"from the owner"
+            assert report.downtime_ns > 0
+            assert report.pages[0] == 16
+
+    run(story())
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    async def story() -> None:
+        with scene() as made:
+            with pytest.raises(NotMovedError, match="cannot be reached"):
+                await departure(made, tmp_path / "nowhere", reconnect_seconds=0.1).run()
+            await made.traffic.some()
+            made.check_stayed()
+
+    run(story())
+
+
+# --- broken connections, second thoughts ----------------------------------------------------------------------
+
+
+async def undisturbed(tmp_path: Path) -> int:
+    """Messages of a move that goes well."""
+    with scene() as made:
+        proxy = Proxy(tmp_path / "there", -1, "cut")
+        async with destination(made, tmp_path / "there"), proxy.listening(tmp_path / "proxy"):
+            await departure(made, tmp_path / "proxy").run()
+            await made.traffic.some(1)
+        made.check_moved()
+        return proxy.count
+
+
+def test_cut_after_every_message(tmp_path: Path) -> None:
+    """The connection is made again, and the function moves, whatever was lost with the old one."""
+
+    async def story(after: int) -> bool:
+        with scene() as made:
+            there, between = tmp_path / f"there{after}", tmp_path / f"proxy{after}"
+            proxy = Proxy(there, after, "cut")
+            async with destination(made, there), proxy.listening(between):
+                await made.traffic.some(1)
+                owner = Recorder()
+                report = await departure(made, between, owner=owner).run()
+                await made.traffic.some(2)
+            made.check_moved()
+            assert owner.said[-2:] == ["pause", "gone"]
+            assert report.reconnects == 1 or proxy.count < after or proxy.names[after - 1] in ("Runs", "Complete")
+            return proxy.count >= after
+
+    after = 1
+    while run(story(after)):
+        after += 1
+    assert after > 10
+
+
+@pytest.mark.parametrize("how", ["cancel", "task"])
+def test_cancelled_after_every_message(how: str, tmp_path: Path) -> None:
+    """Either it stays, and nothing is left of it at the destination, or it was too late."""
+
+    async def story(after: int) -> bool:
+        with scene() as made:
+            there, between = tmp_path / f"there{after}", tmp_path / f"proxy{after}"
+            too_late: list[StateError] = []
+
+            def cancel() -> None:
+                if how == "task" and leaving.state is not Source.COMMITTED:
+                    task.cancel()
+                    return
+                try:
+                    leaving.cancel()
+                except StateError as error:
+                    too_late.append(error)
+
+            proxy = Proxy(there, after, cancel)
+            async with destination(made, there, orphan_seconds=0.05) as arrivals, proxy.listening(between):
+                await made.traffic.some(1)
+                leaving = departure(made, between)
+                task = asyncio.create_task(leaving.run())
+                try:
+                    await task
+                    moved = True
+                except (CancelledMoveError, asyncio.CancelledError):
+                    moved = False
+                await made.traffic.some(2)
+                async with asyncio.timeout(10):
+                    while not moved and arrivals.incoming:
+                        await asyncio.sleep(0.01)
+            (made.check_moved if moved else made.check_stayed)()
+            assert moved or not too_late
+            return moved
+
+    count = run(undisturbed(tmp_path))
+    outcomes = [run(story(after)) for after in range(1, count)]
+    assert outcomes == sorted(outcomes)  # first it stays, from some message on it is too late
+    assert {*outcomes} == {False, True}
+
+
+@pytest.mark.parametrize("after", ["Challenge", "Hello", "Welcome", "Pages", "Ack", "State", "Ready", "Commit"])
+def test_the_destination_is_restarted(after: str, tmp_path: Path) -> None:
+    """Before COMMIT the move begins anew. After it, nobody but a person can know."""
+
+    async def story() -> str:
+        with scene() as made:
+            there, between = tmp_path / "there", tmp_path / "proxy"
+            arrivals = [Arrivals(made.room)]
+
+            async def door(link: Link) -> None:
+                await arrivals[-1](link)
+
+            def restart() -> None:
+                """Another process on another host, and the old one is no more."""
+                proxy.cut()
+                made.nics[2].close()
+                made.room = Room(made.nics[3])
+                arrivals.append(Arrivals(made.room))
+
+            proxy = Proxy(there, after, restart)
+            async with listen_unix(door, there), proxy.listening(between):
+                leaving = departure(made, between)
+                try:
+                    await leaving.run()
+                    await made.traffic.some(2)
+                    made.check_moved()
+                    return "moved"
+                except InDoubtError:
+                    assert leaving.state is Source.COMMITTED
+                    with pytest.raises(StateError):
+                        leaving.cancel()
+                    leaving.decide(here=True)
+                    await made.traffic.some(2)
+                    made.check_stayed()
+                    return "in doubt"
+
+    assert run(story()) == ("in doubt" if after in ("Ready", "Commit") else "moved")
+
+
+def test_limits_of_patience(tmp_path: Path) -> None:
+    """A destination that vanishes after COMMIT, and stays away."""
+
+    async def story() -> None:
+        with scene() as made:
+            there, between = tmp_path / "there", tmp_path / "proxy"
+            async with contextlib.AsyncExitStack() as stack:
+                vanishing = contextlib.AsyncExitStack()
+                await vanishing.enter_async_context(destination(made, there))
+
+                def vanish() -> None:
+                    proxy.cut()
+                    there.unlink()
+
+                proxy = Proxy(there, "Commit", vanish)
+                await stack.enter_async_context(proxy.listening(between))
+                leaving = departure(made, between, reconnect_seconds=0.2)
+                with pytest.raises(InDoubtError, match="told the destination"):
+                    await leaving.run()
+                await vanishing.aclose()
+            assert leaving.state is Source.COMMITTED
+            assert made.source.qps
+
+    run(story())
