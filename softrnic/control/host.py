@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from netio import arp, neigh, netns, raw, tap, udp
 from netio.arp import NeighbourPort, Neighbours
+from netio.bare import BarePort
 from netio.neigh import LinkInfo
 from netio.port import Port
 from softrnic.control.function import Directory, Function, IpInterface, Presence
@@ -151,6 +152,14 @@ def open_tap(
 ) -> Host:  # fmt: skip
     """A host that is the user side of a tap made in the current namespace: `address` is its own. Needs root."""
     bare = tap.open_tap(ifname, mtu=mtu)
+    return on_wire(bare, address, name=name, wrap=wrap, gateway=gateway, spin_ns=spin_ns)
+
+
+def on_wire(
+    bare: BarePort, address: IpInterface, *, name: str = "sr0", wrap: Wrap = _no_wrap,
+    gateway: IpAddress | None = None, spin_ns: int = SPIN_NS,
+) -> Host:  # fmt: skip
+    """A host on a port that no kernel is behind: it answers for its address, and asks for others, by ARP and ND."""
     neighbours = Neighbours(bare.mac, [address], [gateway] if gateway else [])
     inner = NeighbourPort(bare, neighbours)
     host = _start(name, wrap(inner), [address.ip], bare.mac, spin_ns)

@@ -83,12 +83,16 @@ class Hello(Message, frozen=True, tag="hello"):
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
-    """< What is known of it: how far it is, and the last message with memory that arrived."""
+    """< What is known of it: how far it is, and the last message with memory that arrived.
+
+    `mac`: of the destination's host on the wire, to which late packets may be sent on; empty if it has none.
+    """
 
     version: int
     instance: Ident
     status: Target
     acked: Number
+    mac: Annotated[bytes, Meta(max_length=6)]
 
 
 # --- memory ---------------------------------------------------------------------------------------------------
@@ -165,7 +169,7 @@ class Commit(Message, frozen=True, tag="commit"):
 
 
 class Runs(Message, frozen=True, tag="runs"):
-    """< It runs; how long after COMMIT had arrived the first packet was on its way, or -1."""
+    """< It runs."""
 
 
 class Retract(Message, frozen=True, tag="retract"):

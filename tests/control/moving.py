@@ -121,6 +121,10 @@ class Room:
         self.dropped: list[Arrival] = []
         self.taken = False
 
+    @property
+    def mac(self) -> bytes:
+        return self.nic.port.mac
+
     def make(self, name: str) -> Device:
         assert not self.taken
         self.taken = True

@@ -17,7 +17,7 @@ SAID: list[tuple[stream.AnyMessage, int]] = [
     (stream.Challenge(1, NONCE, True), 0),
     (stream.Proof(NONCE, NONCE), 0),
     (stream.Hello(1, IDENT, "vf0", [stream.Piece("0x1000", 4097)], False), 0),
-    (stream.Welcome(1, IDENT, Target.HOLDING, 17), 0),
+    (stream.Welcome(1, IDENT, Target.HOLDING, 17, bytes(6)), 0),
     (stream.Pages(1, 0, 5, bytes(8)), 8192),
     (stream.Zeros(2, 0, 5, 1000), 0),
     (stream.Sync(), 0),

@@ -27,13 +27,20 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "daemon": Command("softrnic.control.cli.daemon", "keep a host on the wire, to be administered and moved to"),
     "demo": Command("softrnic.control.cli.demo", "move data between two hosts, verify every byte, lose packets"),
     "devinfo": Command("softrnic.control.cli.devinfo", "show devices and their ports, as ibv_devinfo does"),
+    "function": Command("softrnic.control.cli.function", "add, delete and show functions of a daemon's host"),
+    "link": Command("softrnic.control.cli.link", "show the functions of a daemon's host, as rdma link does"),
+    "migrate": Command("softrnic.control.cli.migrate", "move a function to another daemon while it runs"),
     "pcap": Command("softrnic.control.cli.pcap", "dissect the RoCEv2 packets of a capture"),
     "perf": Command("softrnic.control.cli.perf", "measure bandwidth and latency, as perftest does"),
     "perftest": Command("softrnic.control.cli.perftest", "a peer of perftest's ib_{write,read,send,atomic}_{bw,lat}"),
     "pingpong": Command("softrnic.control.cli.pingpong", "messages to and fro, as ibv_{rc,uc,ud,srq}_pingpong do"),
+    "qp": Command("softrnic.control.cli.qp", "whether the peers of queue pairs live through a pause"),
+    "res": Command("softrnic.control.cli.res", "show queue pairs, regions and so on, as rdma res does"),
     "rping": Command("softrnic.control.cli.rping", "text there and back over a connection, as rping does"),
+    "statistic": Command("softrnic.control.cli.statistic", "show counters, as rdma statistic does"),
 }
 
 

@@ -18,13 +18,20 @@ def open_host(name: str | None, *, address: str | None = None) -> Host:
     Without a name it is the device that has `address`, or without that, the first.
     """
     with progress("loading"):
-        from softrnic.control import devices, host, warm
+        from softrnic.control import devices, host
     chosen = name or next((n for n in devices.names() if address is None or devices.has_address(n, address)), None)
     if chosen is None:
         raise IoError(0, f"no device with address {address}" if address else "no device: see softrnic devinfo --list")
     devices.describe(chosen)  # or an error, before anything takes long
-    with progress("loading the data path", later=COMPILING):
-        warm.prepare()
+    prepare()
     if chosen.startswith(devices.UDP):
         return host.open_udp(chosen.removeprefix(devices.UDP), name=chosen)
     return host.open_raw(chosen, name=chosen)
+
+
+def prepare() -> None:
+    """Have everything compiled that a host runs."""
+    with progress("loading the data path", later=COMPILING):
+        from softrnic.control import warm
+
+        warm.prepare()

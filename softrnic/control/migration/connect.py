@@ -81,7 +81,7 @@ async def _greet(
             return link
     except TimeoutError:
         raise LinkLostError(f"{where} does not answer") from None
-    except LinkLostError:
+    except SoftRnicError:
         raise
     except OSError as error:
         raise LinkLostError(f"{where}: {error.strerror or error}") from None

@@ -23,9 +23,11 @@ from softrnic.verbs import Device, Mr
 class SentMemory:
     """One piece at the source."""
 
-    def __init__(self, name: str, data: np.ndarray) -> None:
+    def __init__(self, name: str, data: np.ndarray, keep: object = None) -> None:
+        """`keep` lives as long as this does: what the bytes belong to."""
         self.piece = Piece(name, len(data))
         self._data = data
+        self._keep = keep
         self._copy = np.zeros(len(data), np.uint8)
         self.todo = np.ones(self.piece.pages, bool)
         """Pages to be sent, again or for the first time."""
@@ -58,11 +60,12 @@ def pieces_of(device: Device) -> tuple[list[SentMemory], dict[int, str]]:
         while mr.addr >= stretches[at][1]:
             at += 1
         names[mr.key] = f"{stretches[at][0]:#x}+{mr.addr - stretches[at][0]:#x}"
-    return [SentMemory(f"{start:#x}", _bytes_at(start, end - start)) for start, end in stretches], names
+    keep = [mr._view for mr in regions]
+    return [SentMemory(f"{start:#x}", _bytes_at(start, end - start), keep) for start, end in stretches], names
 
 
 def _bytes_at(addr: int, length: int) -> np.ndarray:
-    """Memory of this process, which its regions keep alive."""
+    """Memory of this process, which somebody keeps alive."""
     return np.ctypeslib.as_array((ctypes.c_uint8 * length).from_address(addr))
 
 

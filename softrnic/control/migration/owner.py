@@ -48,6 +48,10 @@ class Arrival:
 class Place(Protocol):
     """A host that functions can come to."""
 
+    @property
+    def mac(self) -> bytes:
+        """Its own on the wire; empty if late packets cannot be sent on to it."""
+
     def make(self, name: str) -> Device:
         """An empty function on the wire, with no address; VerbsError if it cannot be."""
 

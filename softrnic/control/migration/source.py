@@ -84,8 +84,9 @@ class Departure:
     def __init__(
         self, device: Device, dial: Dial, *, owner: Owner | None = None, limits: Limits | None = None,
         policy: str = "silence", name: str = "", reconnect_seconds: float = 30.0,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[Progress], None] | None = None, leave: Callable[[bytes], None] | None = None,
     ) -> None:  # fmt: skip
+        """`leave` is told the MAC of the destination's host when nothing of the function shall stay here any more."""
         self.device = device
         self.name = name or device.name
         self.owner = owner or Owner()
@@ -96,9 +97,11 @@ class Departure:
         self.report = Report()
         self._dial = dial
         self._patience = reconnect_seconds
-        self._on_progress = on_progress or (lambda _: None)
+        self.on_progress = on_progress or (lambda _: None)
+        self._leave_to = leave or self._clear
         self._ident = secrets.token_bytes(16)
         self._instance = b""  # of the destination that COMMIT was sent to
+        self._mac = b""
         self._cancelled = False
         self._replies: asyncio.Queue[Any] = asyncio.Queue()
         self._memory, self._names = pieces_of(device)
@@ -124,7 +127,7 @@ class Departure:
         if here:
             self._stay(Event.DROPPED)
         else:
-            self._leave()
+            self._runs_there()
 
     async def run(self) -> Report:
         """Move it. Returns when nothing of it is left here.
@@ -194,6 +197,7 @@ class Departure:
             if not isinstance(welcome, stream.Welcome):
                 raise StateError("$", f"{type(welcome).__name__} instead of a welcome")
             self._resynchronise(welcome)
+            self._mac = welcome.mac
             if self.state is Source.RUNNING:
                 self._instance = welcome.instance
             listener = asyncio.create_task(self._listen(link))
@@ -204,7 +208,6 @@ class Departure:
                     await self._copy_and_switch(link, welcome.status)
                 if self._orders:
                     await self._serve(link)
-                self._leave()
                 return self.report
             except LinkLostError:
                 raise
@@ -417,6 +420,7 @@ class Departure:
             self.state = source_after(self.state, Event.RUNS)
             self.report.downtime_ns = time.monotonic_ns() - self._paused_at
             self.owner.gone()
+            self._leave_to(self._mac)
         self._tell("fetching the rest" if self._orders else "done")
 
     # --- what is fetched afterwards ---
@@ -472,16 +476,15 @@ class Departure:
             if isinstance(answer, LinkLostError):
                 raise answer
 
-    def _leave(self) -> None:
+    def _clear(self, mac: bytes) -> None:
         """Nothing of it stays here."""
-        self.state = Source.GONE
         self.device.close()
         for index in list(self.device.gids):
             self.device.del_gid(index)
 
     def _tell(self, phase: str) -> None:
         self.progress.phase = phase
-        self._on_progress(self.progress)
+        self.on_progress(self.progress)
 
     def _tell_round(self, rounds: list[Round]) -> None:
         self.progress.left_bytes = rounds[-1].dirty_bytes

@@ -207,7 +207,10 @@ class Arrivals:
         if incoming is None:
             return
         try:
-            await link.send(stream.Welcome(stream.VERSION, self.instance, incoming.status, incoming.acked))
+            known = stream.Welcome(
+                stream.VERSION, self.instance, incoming.status, incoming.acked, self.place.mac
+            )  # fmt: skip
+            await link.send(known)
             while True:
                 message, body = await link.receive()
                 if not await self._handle(link, incoming, message, body):
