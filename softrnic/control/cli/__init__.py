@@ -54,6 +54,14 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _OneLineEach(argparse.HelpFormatter):
+    """argparse forgets that the names of commands are indented, and breaks the line of the longest."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = 4 + max(map(len, COMMANDS))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 success, 1 failure, 2 wrong usage, 128 + n ended by signal n."""
     words = sys.argv[1:] if argv is None else list(argv)
@@ -96,7 +104,9 @@ def _sentence(error: Exception) -> str:
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """The parser of the whole command line, with the options of the chosen command only."""
-    parser = argparse.ArgumentParser(prog="softrnic", description="A RoCEv2 RDMA NIC in user space.")
+    parser = argparse.ArgumentParser(
+        prog="softrnic", description="A RoCEv2 RDMA NIC in user space.", formatter_class=_OneLineEach
+    )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name, command in COMMANDS.items():
