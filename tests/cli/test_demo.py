@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -21,8 +22,9 @@ from scapy.utils import rdpcap
 from netio.fault import Faults
 from softrnic.control import fabric
 from softrnic.control.cli import main
-from softrnic.control.demo import job
+from softrnic.control.demo import job, move
 from softrnic.control.demo import run as demo
+from softrnic.control.migration import target
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--bytes", "2M", "--bad-bytes", "300k"]
@@ -57,6 +59,13 @@ def test_everything_arrives(wire: str, tmp_path: Path, capsys: Capsys) -> None:
     assert all(s["ok"] and s["wrong_bytes"] == 0 and s["error"] == "" for s in report["steps"])
     assert [s["bytes"] for s in report["steps"][:3]] == [2 << 20, 2 << 20, 4 << 20]
     assert "Everything arrived as it was sent" in out
+    move = report["move"]
+    assert move["ok"] is True
+    assert move["wrong_bytes"] == 0
+    assert move["nbytes"] > 2 << 20
+    assert move["pages_per_round"][0] >= 2048
+    assert 0 < move["downtime_ms"] < 10_000
+    assert "a NIC moves to a third host" in out
 
 
 def test_the_bad_wire_was_bad(tmp_path: Path) -> None:
@@ -150,6 +159,29 @@ def test_a_wire_that_carries_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all(s["ok"] for s in report["steps"][:4])
     assert "transport retry counter exceeded" in report["steps"][4]["error"]
     assert all(s["error"] for s in report["steps"][4:])
+
+
+def test_a_move_that_corrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte changed on the way to the destination is found by the program that reads it back."""
+    honest = target.Incoming.start
+
+    def tampered(incoming: target.Incoming) -> bool:
+        for data in incoming.here.memory.values():
+            data[:2] ^= 1
+            data[move.AREA : move.AREA + 2] ^= 3
+        return honest(incoming)
+
+    monkeypatch.setattr(target.Incoming, "start", tampered)
+    found = move.run_move(privileged=False, nbytes=1 << 20, seed=1, progress=lambda text: contextlib.nullcontext())
+    assert found.wrong_bytes > 0
+    assert not found.ok
+
+
+def test_a_move_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(move, "POLICY", "shout")
+    found = move.run_move(privileged=False, nbytes=1 << 20, seed=1, progress=lambda text: contextlib.nullcontext())
+    assert "shout" in found.error
+    assert not found.ok
 
 
 def test_same_seed_same_data() -> None:

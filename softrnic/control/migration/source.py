@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from softrnic.control import warm
 from softrnic.control.migration.connect import Dial
 from softrnic.control.migration.link import Link, LinkLostError
 from softrnic.control.migration.memory import pieces_of
@@ -134,6 +135,7 @@ class Departure:
 
         NotMovedError: it runs here. InDoubtError: the destination has been told to run it and is out of reach.
         """
+        await asyncio.to_thread(warm.moving)
         since, wait = time.monotonic(), AGAIN_SECONDS
         try:
             while True:
