@@ -24,6 +24,7 @@ from softrnic.control.nic import FAR_FUTURE_NS
 from softrnic.jit import JIT, cache_dir
 from softrnic.layout import make_ring
 from softrnic.migrate import pages, restore, save
+from softrnic.migrate.stream import PAGE
 from softrnic.qp import admin
 from softrnic.verbs import Access, AhAttr, Device, Mtu, QpState, QpType, RecvWr, SendWr, WrOpcode
 
@@ -87,7 +88,7 @@ def moving() -> None:
     mac = bytes([2, 0, 0, 0, 0, 1])
     one.add_gid("192.0.2.1", mac)
     pd, cq = one.alloc_pd(), one.create_cq(1)
-    memory = pd.reg_mr(np.zeros(pages.PAGE + 1, np.uint8))
+    memory = pd.reg_mr(np.zeros(PAGE + 1, np.uint8))
     qp = pd.create_qp(QpType.RC, cq, cq)
     qp.modify(QpState.INIT, pkey_index=0, port=1, access_flags=Access(0))
     path = {"ah": AhAttr("192.0.2.2", 0, mac), "path_mtu": Mtu.MTU_256, "dqpn": qp.qpn, "rq_psn": 0}
@@ -100,7 +101,7 @@ def moving() -> None:
     other.resume()
     for device in (one, other):
         device.destroy()
-    data = np.zeros(pages.PAGE + 1, np.uint8)
+    data = np.zeros(PAGE + 1, np.uint8)
     pages.crcs(data)
     pages.zero_pages(data)
     pages.differing_pages(data, data)

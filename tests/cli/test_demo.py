@@ -24,7 +24,6 @@ from softrnic.control import fabric
 from softrnic.control.cli import main
 from softrnic.control.demo import job, move
 from softrnic.control.demo import run as demo
-from softrnic.control.migration import target
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--bytes", "2M", "--bad-bytes", "300k"]
@@ -162,16 +161,13 @@ def test_a_wire_that_carries_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_move_that_corrupts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One byte changed on the way to the destination is found by the program that reads it back."""
-    honest = target.Incoming.start
+    """A program that finds other memory at the destination than that of its region sees wrong bytes, and says so."""
+    honest = move.Seat
 
-    def tampered(incoming: target.Incoming) -> bool:
-        for data in incoming.here.memory.values():
-            data[:2] ^= 1
-            data[move.AREA : move.AREA + 2] ^= 3
-        return honest(incoming)
+    def elsewhere(qp: Any, cq: Any, mr: Any, data: np.ndarray) -> move.Seat:
+        return honest(qp, cq, mr, data if data.flags.owndata else data.copy())
 
-    monkeypatch.setattr(target.Incoming, "start", tampered)
+    monkeypatch.setattr(move, "Seat", elsewhere)
     found = move.run_move(privileged=False, nbytes=1 << 20, seed=1, progress=lambda text: contextlib.nullcontext())
     assert found.wrong_bytes > 0
     assert not found.ok
