@@ -17,6 +17,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from netio import memory, netns, raw, tap
 from netio.port import Port
+from netio.switch import MemorySwitch
 from softrnic.control import host as hosts
 from softrnic.control.host import Host, Wrap
 from softrnic.control.nic import SPIN_NS
@@ -76,6 +77,34 @@ def fabric(
 
 def _plain(port: Port) -> Port:
     return port
+
+
+@contextlib.contextmanager
+def network(count: int, *, privileged: bool, mtu: int = LINK_MTU, spin_ns: int = SPIN_NS) -> Iterator[list[Host]]:
+    """Hosts sr0, sr1, ... that can all reach each other, and have functions.
+
+    `privileged`: each in a network namespace of its own, on a bridge; else in this process, on a switch in memory.
+    """
+    addresses = [f"10.9.1.{i + 1}/24" for i in range(count)]
+    with contextlib.ExitStack() as stack:
+        if not privileged:
+            switch = stack.enter_context(MemorySwitch(count, mtu=mtu))
+            interfaces = [ipaddress.ip_interface(address) for address in addresses]
+            yield [
+                stack.enter_context(hosts.on_wire(port, interfaces[i], name=f"sr{i}", spin_ns=spin_ns))
+                for i, port in enumerate(switch.ports)
+            ]
+            return
+        middle = stack.enter_context(netns.namespace())
+        spaces = [stack.enter_context(netns.namespace()) for _ in range(count)]
+        for i, ns in enumerate(spaces):
+            netns.veth(middle, f"veth{i}", ns, "eth0", mtu=mtu)
+            netns.add_address(ns, "eth0", addresses[i])
+        netns.bridge(middle, "br0", [f"veth{i}" for i in range(count)])
+        yield [
+            stack.enter_context(hosts.open_raw("eth0", name=f"sr{i}", ns=ns, spin_ns=spin_ns))
+            for i, ns in enumerate(spaces)
+        ]
 
 
 def _memory(

@@ -47,6 +47,7 @@ class Nic:
         self.port = port
         self.spin_ns = spin_ns
         self._turn = threading.Condition(threading.Lock())  # held by whoever may touch the engine
+        self._holder = 0  # the thread that has the engine stand still
         self._asking = threading.Lock()
         self._askers = 0
         self._ctl = make_ctl()
@@ -63,15 +64,20 @@ class Nic:
 
     @contextlib.contextmanager
     def quiesced(self) -> Iterator[None]:
-        """The engine stands still inside. Not reentrant."""
+        """The engine stands still inside; for a thread that has it so already, it goes on standing still."""
+        if self._holder == threading.get_ident():
+            yield
+            return
         with self._asking:
             self._askers += 1
             self._ctl[CTL_PAUSE] = self._askers
         self._wake()
         with self._turn:
+            self._holder = threading.get_ident()
             try:
                 yield
             finally:
+                self._holder = 0
                 with self._asking:
                     self._askers -= 1
                     self._ctl[CTL_PAUSE] = self._askers

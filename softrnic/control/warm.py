@@ -8,11 +8,14 @@ signal raises inside the compiler (Ctrl-C) is lost in its callbacks.
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from netio import kernels, memory, segment
 from softrnic import engine
@@ -20,8 +23,10 @@ from softrnic.control import pump
 from softrnic.control.nic import FAR_FUTURE_NS
 from softrnic.jit import JIT, cache_dir
 from softrnic.layout import make_ring
+from softrnic.migrate import pages, restore, save
+from softrnic.migrate.stream import PAGE
 from softrnic.qp import admin
-from softrnic.verbs import Device
+from softrnic.verbs import Access, AhAttr, Device, Mtu, QpState, QpType, RecvWr, SendWr, WrOpcode
 
 
 def prepare() -> None:
@@ -91,6 +96,32 @@ def paging(device: Device) -> None:
 
 
 _DIE_WITH_PARENT = "import ctypes; ctypes.CDLL(None).prctl(1, 9)"  # PR_SET_PDEATHSIG: when we cannot end it ourselves
+
+
+@functools.cache
+def moving() -> None:
+    """What saving and restoring need, once per process: it would else be loaded during the first pause."""
+    one, other = Device("warm"), Device("warm")
+    mac = bytes([2, 0, 0, 0, 0, 1])
+    one.add_gid("192.0.2.1", mac)
+    pd, cq = one.alloc_pd(), one.create_cq(1)
+    memory = pd.reg_mr(np.zeros(PAGE + 1, np.uint8))
+    qp = pd.create_qp(QpType.RC, cq, cq)
+    qp.modify(QpState.INIT, pkey_index=0, port=1, access_flags=Access(0))
+    path = {"ah": AhAttr("192.0.2.2", 0, mac), "path_mtu": Mtu.MTU_256, "dqpn": qp.qpn, "rq_psn": 0}
+    qp.modify(QpState.RTR, **path, max_dest_rd_atomic=1, min_rnr_timer=0)
+    qp.modify(QpState.RTS, sq_psn=0, timeout=0, retry_cnt=0, rnr_retry=0, max_rd_atomic=1)
+    qp.post_recv(RecvWr([memory.sge()]))
+    qp.post_send(SendWr(WrOpcode.SEND, [memory.sge()]))
+    one.suspend("rnr")
+    restore(other, save(one), lambda region: np.zeros(region.length, np.uint8))
+    other.resume()
+    for device in (one, other):
+        device.destroy()
+    data = np.zeros(PAGE + 1, np.uint8)
+    pages.crcs(data)
+    pages.zero_pages(data)
+    pages.differing_pages(data, data)
 
 
 def _compile_apart(*parts: Any) -> None:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -35,10 +35,12 @@ from softrnic.verbs.address import IpAddress
 from softrnic.verbs.srq import put_rwqe
 from softrnic.verbs.wr import Sge
 
+T = TypeVar("T")
 Memory = Mapping[str, Any] | Callable[[schema.Region | schema.Slot], Any]
 
 _WRITERS = Access.REMOTE_WRITE | Access.REMOTE_ATOMIC
 _RD_ATOMIC = (WrOpcode.RDMA_READ, WrOpcode.ATOMIC_CMP_AND_SWP, WrOpcode.ATOMIC_FETCH_AND_ADD)
+_WC_OPCODES = frozenset(spec.WcOpcode)
 _LIMIT = 1 << 30  # bytes of a state that anybody could mean
 
 
@@ -90,14 +92,19 @@ def _decode(data: bytes) -> dict[int, Any]:
             require(optional or ident in schema.LATER, f"$.sections[{ident}]", "missing")
             states[ident] = kind()
             continue
-        try:
-            states[ident] = msgspec.msgpack.decode(sections[ident].payload, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            reason, _, path = str(error).partition(" - at `")
-            raise StateError(path.rstrip("`") or "$", reason) from None
-        except RecursionError:
-            raise StateError("$", "nested too deeply") from None
+        states[ident] = decode_section(sections[ident].payload, kind)
     return states
+
+
+def decode_section(payload: bytes, kind: type[T]) -> T:
+    """A section's struct; StateError, by the path of the field, for anything else."""
+    try:
+        return msgspec.msgpack.decode(payload, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        reason, _, path = str(error).partition(" - at `")
+        raise StateError(path.rstrip("`") or "$", reason) from None
+    except RecursionError:
+        raise StateError("$", "nested too deeply") from None
 
 
 @contextmanager
@@ -135,11 +142,9 @@ class _Loader:
             self._make_qp(qp, f"$.qps[{i}]")
         for i, window in enumerate(self.mem.windows):
             self._bind(window, f"$.windows[{i}]")
-        self._note_events(self._events())
+        note_events(self.device, self.made, self.events)
         self.device.numbering = self.head.next_qpn, self.head.key_variant
-        if len(self.device.adapter.functions) == 1:  # else they are others' too
-            for row in COUNTERS:
-                self.device.record["counters"][row.counter] = self.counters.get(row.name, 0)
+        restore_counters(self.device, self.counters)
         self.device.hear()
 
     def _make_device(self) -> None:
@@ -256,18 +261,7 @@ class _Loader:
                 cq = self.device.create_cq(saved.size, cqn=saved.cqn)
             self.made.cqs[saved.cqn] = cq
             require(cq.size == saved.size, f"{path}.size", "no power of two")
-            require(len(saved.entries) <= cq.size, f"{path}.entries", f"{len(saved.entries)} in {cq.size}")
-            record = self.device.record["cqs"][cq.index]
-            base = int(record["base"])
-            for k, c in enumerate(saved.entries):
-                known = c.opcode in list(spec.WcOpcode) and c.wc_flags & ~0x13 == 0
-                require(known, f"{path}.entries[{k}]", "an opcode or flag that no completion has")
-                self.device.cqes[base + k] = (
-                    c.wr_id, c.status, c.opcode, c.vendor_err, c.byte_len, c.imm, c.qpn, c.src_qp, c.wc_flags,
-                )  # fmt: skip
-            record["prod"], record["armed"] = len(saved.entries), saved.armed
-            if saved.overrun:
-                record["state"] = CQ_OVERRUN
+            fill_cq(self.device, cq, saved, path)
         for i, saved_srq in enumerate(self.queues.srqs):
             self._make_srq(saved_srq, f"$.srqs[{i}]")
 
@@ -277,18 +271,7 @@ class _Loader:
             srq = pd.create_srq(saved.max_wr, saved.max_sge, limit=saved.limit, srqn=saved.srqn)
         self.made.srqs[saved.srqn] = srq
         require(srq.max_wr == saved.max_wr, f"{path}.max_wr", "no power of two")
-        require(saved.limit <= srq.max_wr, f"{path}.limit", "more than fits into the queue")
-        require(len(saved.posted) <= srq.max_wr, f"{path}.posted", f"{len(saved.posted)} in {srq.max_wr}")
-        record = self.device.record["srqs"][srq.index]
-        for k, wqe in enumerate(saved.posted):
-            require(len(wqe.sges) <= srq.max_sge, f"{path}.posted[{k}]", "too many SGEs")
-            self._put_receive(int(record["base"]) + k, int(record["sge_base"]) + k * srq.max_sge, wqe)
-        record["prod"] = len(saved.posted)
-        record["state"] = 2 if saved.error else 1
-
-    def _put_receive(self, rwqe_index: int, sge_index: int, wqe: schema.RecvWqe) -> None:
-        sges = [Sge(s.addr, s.length, s.lkey) for s in wqe.sges]
-        put_rwqe(self.device, rwqe_index, sge_index, RecvWr(sges, wqe.wr_id))
+        fill_srq(self.device, srq, saved, path)
 
     # --- queue pairs ---
 
@@ -403,7 +386,7 @@ class _Loader:
     def _fill_responder(self, qp: Qp, saved: schema.Qp) -> None:
         q, resp = qp.record, saved.resp
         for i, wqe in enumerate(resp.rq):
-            self._put_receive(int(q["rq_base"]) + i, int(q["rq_sge_base"]) + i * qp.rq_sge_max, wqe)
+            put_receive(self.device, int(q["rq_base"]) + i, int(q["rq_sge_base"]) + i * qp.rq_sge_max, wqe)
         q["rq_head"], q["rq_prod"] = 0, len(resp.rq)
         q["epsn"], q["msn"], q["resp_op"], q["nak_sent"] = resp.epsn, resp.msn, resp.message, resp.nak_sent
         q["ack_state"], q["ack_syndrome"], q["ack_psn"] = resp.ack, resp.ack_syndrome, resp.ack_psn
@@ -427,31 +410,67 @@ class _Loader:
         record["msn"], record["key"], record["va"], record["length"] = res.msn, res.key, res.va, res.length
         record["atomic"], record["orig"], record["mr"] = res.orig is not None, res.orig or 0, -1
 
-    # --- events ---
 
-    def _events(self) -> list[tuple[int, int]]:
-        """Type and index of each, in the order they came."""
-        made, found = self.made, []
-        for i, saved in enumerate(self.events):
-            path = f"$.events[{i}]"
-            require(saved.type in list(EventType) and saved.type != EventType.PAGE_FAULT, path, "no such event")
-            if saved.type in (EventType.CQ_ERR, EventType.CQ_NOTIFY):
-                table: Mapping[int, Cq | Srq | Qp] = made.cqs
-            else:
-                table = made.srqs if saved.type in (EventType.SRQ_ERR, EventType.SRQ_LIMIT_REACHED) else made.qps
-            require(saved.number in table, f"{path}.number", f"there is no object {saved.number}")
-            found.append((saved.type, table[saved.number].index))
-        return found
+def fill_cq(device: Device, cq: Cq, saved: schema.Cq, path: str) -> None:
+    """What lies in an empty CQ, and how it is armed."""
+    require(cq.size == saved.size, f"{path}.size", f"{saved.size}, it is {cq.size}")
+    require(len(saved.entries) <= cq.size, f"{path}.entries", f"{len(saved.entries)} in {cq.size}")
+    record = device.record["cqs"][cq.index]
+    base = int(record["base"])
+    for k, c in enumerate(saved.entries):
+        known = c.opcode in _WC_OPCODES and c.wc_flags & ~0x13 == 0
+        require(known, f"{path}.entries[{k}]", "an opcode or flag that no completion has")
+        device.cqes[base + k] = (
+            c.wr_id, c.status, c.opcode, c.vendor_err, c.byte_len, c.imm, c.qpn, c.src_qp, c.wc_flags,
+        )  # fmt: skip
+    record["prod"], record["armed"] = len(saved.entries), saved.armed
+    if saved.overrun:
+        record["state"] = CQ_OVERRUN
 
-    def _note_events(self, events: list[tuple[int, int]]) -> None:
-        """Into the engine's ring, behind what is there."""
-        record = self.device.record
-        with self.device.quiesced():
-            room = EVENT_ENTRIES - int(record["event_prod"] - record["event_cons"])
-            require(len(events) <= room, "$.events", f"{len(events)}, the device has room for {room}")
-            for i, (kind, index) in enumerate(events, int(record["event_prod"])):
-                record["events"][i & (EVENT_ENTRIES - 1)] = (kind, index, 0, 0, 0, 0)
-            record["event_prod"] += len(events)
+
+def fill_srq(device: Device, srq: Srq, saved: schema.Srq, path: str) -> None:
+    """What is posted to an empty SRQ, and its limit."""
+    require(saved.limit <= srq.max_wr, f"{path}.limit", "more than fits into the queue")
+    require(len(saved.posted) <= srq.max_wr, f"{path}.posted", f"{len(saved.posted)} in {srq.max_wr}")
+    record = device.record["srqs"][srq.index]
+    for k, wqe in enumerate(saved.posted):
+        require(len(wqe.sges) <= srq.max_sge, f"{path}.posted[{k}]", "too many SGEs")
+        put_receive(device, int(record["base"]) + k, int(record["sge_base"]) + k * srq.max_sge, wqe)
+    record["prod"], record["limit"] = len(saved.posted), saved.limit
+    record["state"] = 2 if saved.error else 1
+
+
+def put_receive(device: Device, rwqe_index: int, sge_index: int, wqe: schema.RecvWqe) -> None:
+    """A receive into its slot."""
+    put_rwqe(device, rwqe_index, sge_index, RecvWr([Sge(s.addr, s.length, s.lkey) for s in wqe.sges], wqe.wr_id))
+
+
+def note_events(device: Device, made: Restored, events: list[schema.Event]) -> None:
+    """Into the engine's ring, behind what is there, in the order they came."""
+    found = []
+    for i, saved in enumerate(events):
+        path = f"$.events[{i}]"
+        require(saved.type in list(EventType) and saved.type != EventType.PAGE_FAULT, path, "no such event")
+        if saved.type in (EventType.CQ_ERR, EventType.CQ_NOTIFY):
+            table: Mapping[int, Cq | Srq | Qp] = made.cqs
+        else:
+            table = made.srqs if saved.type in (EventType.SRQ_ERR, EventType.SRQ_LIMIT_REACHED) else made.qps
+        require(saved.number in table, f"{path}.number", f"there is no object {saved.number}")
+        found.append((saved.type, table[saved.number].index))
+    record = device.record
+    with device.quiesced():
+        room = EVENT_ENTRIES - int(record["event_prod"] - record["event_cons"])
+        require(len(found) <= room, "$.events", f"{len(found)}, the device has room for {room}")
+        for i, (kind, index) in enumerate(found, int(record["event_prod"])):
+            record["events"][i & (EVENT_ENTRIES - 1)] = (kind, index, 0, 0, 0, 0)
+        record["event_prod"] += len(found)
+
+
+def restore_counters(device: Device, counters: dict[str, int]) -> None:
+    """Those of the adapter, if nothing else is on it."""
+    if len(device.adapter.functions) == 1:
+        for row in COUNTERS:
+            device.record["counters"][row.counter] = counters.get(row.name, 0)
 
 
 def _ip(gid: bytes) -> IpAddress:

@@ -25,6 +25,7 @@ from softrnic.spec import EventType, Mtu, QpState, QpType, SendFlags, WrOpcode
 from softrnic.verbs import AddressSpace, Ah, AhAttr, Cq, Device, Mr, Mw, Pd, PhysicalMr, Qp, Srq
 from softrnic.verbs.address import gid_bytes
 
+_ON_THE_WIRE = (QpState.RTR, QpState.RTS, QpState.SQD, QpState.SQE)
 _IMM = (WrOpcode.RDMA_WRITE_WITH_IMM, WrOpcode.SEND_WITH_IMM, WrOpcode.SEND_WITH_INV)
 _ATOMICS = (WrOpcode.ATOMIC_CMP_AND_SWP, WrOpcode.ATOMIC_FETCH_AND_ADD)
 _BINDS = (WrOpcode.BIND_MW, WrOpcode.REG_MR)
@@ -37,11 +38,9 @@ def save(device: Device, names: Mapping[int, str] | None = None) -> bytes:
     one is called by its key, as in "0x101". Slots of address spaces are called "space 0 at 0x10000", by their numbers
     in the order of creation. Polling, posting and destroying must wait until this returns.
     """
-    busy = [qp for qp in device.qps.values() if not qp.settled]
-    if busy:
-        raise VerbsError(errno.EBUSY, f"QP {busy[0].qpn:#x} is not suspended, or has answers to finish")
+    all_settled(device)
     with device.quiesced():
-        states = _Saver(device, names or {}).states()
+        states = Saver(device, names or {}).states()
     sections = []
     for ident, state in states.items():
         _, version, optional = schema.SECTIONS[ident]
@@ -49,7 +48,15 @@ def save(device: Device, names: Mapping[int, str] | None = None) -> bytes:
     return wrap(sections, PRODUCER)
 
 
-class _Saver:
+def all_settled(device: Device) -> None:
+    """EBUSY unless nothing more leaves any queue pair by itself."""
+    if device.settled:
+        return
+    busy = next(qp for qp in device.qps.values() if not qp.settled)
+    raise VerbsError(errno.EBUSY, f"QP {busy.qpn:#x} is not suspended, or has answers to finish")
+
+
+class Saver:
     """Numbers of the objects of one device, and every part of it as a schema value."""
 
     def __init__(self, device: Device, names: Mapping[int, str]) -> None:
@@ -63,26 +70,33 @@ class _Saver:
 
     def states(self) -> dict[int, msgspec.Struct]:
         """Every section by its id."""
-        device = self.device
-        regions = [m for m in device.mrs.values() if isinstance(m, Mr)]
-        windows = [m for m in device.mrs.values() if isinstance(m, Mw)]
         later = {7: schema.SpaceState(spaces=[self.space(s) for s in self.spaces])} if self.spaces else {}
         return {
             1: self.device_state(),
-            2: schema.MemoryState(
-                pds=len(self.pds),
-                regions=[self.region(m) for m in regions],
-                windows=[self.window(m) for m in windows],
-                ahs=[schema.Ah(pd=self.pds[ah.pd], path=self.handle(ah)) for ah in self.ahs],
-            ),
-            3: schema.QueueState(
-                cqs=[self.cq(c) for c in device.cqs.values()], srqs=[self.srq(s) for s in device.srqs.values()]
-            ),
-            4: schema.QpState(qps=[self.qp(q) for q in device.qps.values()]),
+            2: self.memory(),
+            3: self.queues(),
+            4: schema.QpState(qps=[self.qp(q) for q in self.device.qps.values()]),
             5: schema.EventState(events=self.events()),
             6: schema.CounterState(counters=self.counters()),
             **later,
         }
+
+    def memory(self) -> schema.MemoryState:
+        """Section 2."""
+        found = self.device.mrs.values()
+        return schema.MemoryState(
+            pds=len(self.pds),
+            regions=[self.region(m) for m in found if isinstance(m, Mr)],
+            windows=[self.window(m) for m in found if isinstance(m, Mw)],
+            ahs=[schema.Ah(pd=self.pds[ah.pd], path=self.handle(ah)) for ah in self.ahs],
+        )
+
+    def queues(self) -> schema.QueueState:
+        """Section 3."""
+        device = self.device
+        return schema.QueueState(
+            cqs=[self.cq(c) for c in device.cqs.values()], srqs=[self.srq(s) for s in device.srqs.values()]
+        )
 
     def counters(self) -> dict[str, int]:
         """Those of the adapter, if all it counts was for this function."""
@@ -183,22 +197,27 @@ class _Saver:
     # --- queue pairs ---
 
     def qp(self, qp: Qp) -> schema.Qp:
+        """All of a queue pair."""
+        return msgspec.structs.replace(self.outline(qp), req=self.requester(qp), resp=self.responder(qp))
+
+    def outline(self, qp: Qp) -> schema.Qp:
+        """A queue pair with nothing under way; one on the wire as if it were suspended."""
         q, attr = qp.record, qp.attributes
         connected = qp.type in (QpType.RC, QpType.UC)
         path = attr.get("ah")
+        patience: dict[str, Any] = {**qp.requested, **{f"used_{name}": value for name, value in qp.adjusted.items()}}
         return schema.Qp(
             qpn=qp.qpn, type=int(qp.type), state=int(qp.resumes_to), reached=_reached(qp, attr),
-            suspended=qp.state == QpState.SUSPENDED, pd=self.pds[qp.pd], send_cq=qp.send_cq.cqn,
+            suspended=qp.resumes_to in _ON_THE_WIRE, pd=self.pds[qp.pd], send_cq=qp.send_cq.cqn,
             recv_cq=qp.recv_cq.cqn, srq=qp.srq.srqn if qp.srq else None, cap=schema.Cap(**vars(qp.cap)),
             sq_sig_all=bool(q["sq_sig_all"]), access=int(q["access"]), qkey=int(q["qkey"]), dqpn=int(q["dqpn"]),
             path=_path(path, path.dmac, path.sport) if path else None,
             path_mtu=int(attr["path_mtu"]) if connected and path else int(Mtu.MTU_4096),
-            **qp.requested, **{f"used_{name}": value for name, value in qp.adjusted.items()},
+            **patience,
             min_rnr_timer=int(q["min_rnr_timer"]), rnr_fault_timer=int(q["rnr_fault_timer"]),
             max_rd_atomic=int(q["max_rd_atomic"]), max_dest_rd_atomic=int(q["max_dest_rd_atomic"]),
             sqd_notified=bool(q["sqd_notified"]), comm_est=bool(q["comm_est"]), last_wqe=bool(q["last_wqe"]),
             peer_may_stop=qp.peer_may_stop, peer_may_move=qp.peer_may_move,
-            req=self.requester(qp), resp=self.responder(qp),
         )  # fmt: skip
 
     def requester(self, qp: Qp) -> schema.Requester:

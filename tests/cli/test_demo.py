@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -22,7 +23,7 @@ from scapy.utils import rdpcap
 from netio.fault import Faults
 from softrnic.control import fabric
 from softrnic.control.cli import main
-from softrnic.control.demo import job
+from softrnic.control.demo import job, move
 from softrnic.control.demo import run as demo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +59,13 @@ def test_everything_arrives(wire: str, tmp_path: Path, capsys: Capsys) -> None:
     assert all(s["ok"] and s["wrong_bytes"] == 0 and s["error"] == "" for s in report["steps"])
     assert [s["bytes"] for s in report["steps"][:3]] == [2 << 20, 2 << 20, 4 << 20]
     assert "Everything arrived as it was sent" in out
+    move = report["move"]
+    assert move["ok"] is True
+    assert move["wrong_bytes"] == 0
+    assert move["nbytes"] > 2 << 20
+    assert move["pages_per_round"][0] >= 2048
+    assert 0 < move["downtime_ms"] < 10_000
+    assert "a NIC moves to a third host" in out
 
 
 def test_the_bad_wire_was_bad(tmp_path: Path) -> None:
@@ -151,6 +159,26 @@ def test_a_wire_that_carries_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all(s["ok"] for s in report["steps"][:4])
     assert "transport retry counter exceeded" in report["steps"][4]["error"]
     assert all(s["error"] for s in report["steps"][4:])
+
+
+def test_a_move_that_corrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that finds other memory at the destination than that of its region sees wrong bytes, and says so."""
+    honest = move.Seat
+
+    def elsewhere(qp: Any, cq: Any, mr: Any, data: np.ndarray) -> move.Seat:
+        return honest(qp, cq, mr, data if data.flags.owndata else data.copy())
+
+    monkeypatch.setattr(move, "Seat", elsewhere)
+    found = move.run_move(privileged=False, nbytes=1 << 20, seed=1, progress=lambda text: contextlib.nullcontext())
+    assert found.wrong_bytes > 0
+    assert not found.ok
+
+
+def test_a_move_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(move, "POLICY", "shout")
+    found = move.run_move(privileged=False, nbytes=1 << 20, seed=1, progress=lambda text: contextlib.nullcontext())
+    assert "shout" in found.error
+    assert not found.ok
 
 
 def test_same_seed_same_data() -> None:

@@ -29,7 +29,8 @@ def add_parser(subparsers: Any) -> None:
         "demo",
         help=COMMANDS["demo"].help,
         description="Move data of every kind between two hosts, on a good wire and on one that loses, duplicates and "
-        "reorders packets, and verify every byte. Exit status 0 means that all of it was right.",
+        "reorders packets, then one of two NICs to a third host while they talk, and verify every byte. Exit status 0 "
+        "means that all of it was right.",
     )
     parser.add_argument(
         "--wire", choices=WIRES, default="auto", help="what joins the hosts (default: tap, or what this machine allows)"
@@ -104,6 +105,12 @@ WIRES_IN_WORDS = {
     "memory": "in this process, joined by memory",
     "udp": "on UDP sockets of loopback addresses",
 }
+PLACES = {
+    "tap": "network namespaces on a bridge",
+    "veth": "network namespaces on a bridge",
+    "memory": "this process, on a switch in memory",
+    "udp": "this process, on a switch in memory",
+}
 
 
 def as_json(report: Report, pcap: Path | None) -> dict[str, Any]:
@@ -136,6 +143,7 @@ def as_json(report: Report, pcap: Path | None) -> dict[str, Any]:
             "file": str(pcap) if pcap else None,
             "verdicts": [dataclasses.asdict(verdict) | {"ok": verdict.ok} for verdict in report.verdicts],
         },
+        "move": dataclasses.asdict(report.move) | {"ok": report.move.ok},
     }
 
 
@@ -160,15 +168,16 @@ def show(report: Report, pcap: Path | None) -> None:
         console.print("Capture not read by tshark: it is not installed.")
     if pcap:
         console.print(f"Capture: {pcap}")
+    console.print(_move_table(report))
     console.print(f"{_conclusion(report)} {report.seconds:.1f} s, {report.prepare_seconds:.1f} s of them to get ready.")
 
 
 def _conclusion(report: Report) -> str:
     if report.ok:
-        moved = sum(step.nbytes for run in report.runs for step in run.steps)
+        moved = sum(step.nbytes for run in report.runs for step in run.steps) + report.move.nbytes
         return f"[green]Everything arrived as it was sent[/]: {moved:,} bytes verified, 0 wrong."
-    wrong = sum(step.wrong_bytes for run in report.runs for step in run.steps)
-    undone = sum(bool(step.error) for run in report.runs for step in run.steps)
+    wrong = sum(step.wrong_bytes for run in report.runs for step in run.steps) + report.move.wrong_bytes
+    undone = sum(bool(step.error) for run in report.runs for step in run.steps) + bool(report.move.error)
     return f"[red]FAILED[/]: {wrong:,} wrong bytes, {undone} steps that could not be done."
 
 
@@ -199,4 +208,28 @@ def _losses_table(runs: list[Run]) -> Table:
         table.add_column(run.name, justify="right")
     for text, names in LOSSES.items():
         table.add_row(text, *(f"{sum(run.counters.get(name, 0) for name in names):,}" for run in runs))
+    return table
+
+
+def _move_table(report: Report) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    move = report.move
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("a NIC moves to a third host while it is used")
+    table.add_column("", justify="right")
+    for text, value in (
+        ("where the hosts are", PLACES[report.wire]),
+        ("pages copied, round by round, then in the pause", " ".join(f"{n:,}" for n in move.pages_per_round)),
+        ("state", f"{move.state_bytes:,} bytes"),
+        ("pause", f"{move.downtime_ms:.1f} ms"),
+        ("packets lost meanwhile", f"{move.lost:,}"),
+        ("packets sent on from the old place", f"{move.forwarded:,}"),
+        ("times the peer was asked to wait (RNR NAK)", f"{move.held:,}"),
+        ("packets sent again", f"{move.retransmitted:,}"),
+        ("bytes verified, at both ends", f"{move.nbytes:,}"),
+        ("wrong bytes", f"[red]{move.error}[/]" if move.error else f"{move.wrong_bytes:,}"),
+    ):
+        table.add_row(text, value)
     return table

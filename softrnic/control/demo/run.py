@@ -1,4 +1,4 @@
-"""The whole demonstration: the job on a good wire, then on a bad one that is captured, then a look at the capture.
+"""The whole demonstration: the job on a good wire, then on a captured bad one, a look at the capture, and a move.
 
 Decides the wires, the faults and what makes it a success. Says what it is doing to a `Progress`; prints nothing.
 """
@@ -17,10 +17,12 @@ from netio.port import Port
 from softrnic.control import warm
 from softrnic.control.demo.capture import Verdict, judge, judge_with_tshark
 from softrnic.control.demo.job import Job, Step
+from softrnic.control.demo.move import Move, run_move
 from softrnic.control.fabric import fabric
 from softrnic.control.host import Wrap
 
 FAULTS = Faults(loss=0.01, duplicate=0.01, reorder=0.01, reorder_ns=200_000)
+MOVE_PART = 4  # of the bytes of a step, those that each program verifies before and after the move
 PLAIN: tuple[Wrap | None, Wrap | None] = (None, None)
 
 Progress = Callable[[str], AbstractContextManager[None]]
@@ -50,13 +52,15 @@ class Report:
     seed: int
     runs: list[Run] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
+    move: Move = field(default_factory=Move)
     prepare_seconds: float = 0.0
     seconds: float = 0.0
 
     @property
     def ok(self) -> bool:
-        """Every byte of every run verified, and the capture well-formed to everybody who read it."""
-        return len(self.runs) == 2 and all(run.ok for run in self.runs) and all(v.ok for v in self.verdicts)
+        """Every byte verified, the capture well-formed to everybody who read it, and the NIC has moved."""
+        arrived = len(self.runs) == 2 and all(run.ok for run in self.runs)
+        return arrived and all(v.ok for v in self.verdicts) and self.move.ok
 
 
 def run_demo(
@@ -83,6 +87,8 @@ def run_demo(
         by_tshark = judge_with_tshark(capture)
     if by_tshark is not None:
         report.verdicts.append(by_tshark)
+    privileged = wire in ("tap", "veth")
+    report.move = run_move(privileged=privileged, nbytes=nbytes // MOVE_PART, seed=seed, progress=progress)
     report.seconds = time.monotonic() - start
     return report
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from softrnic.control import warm
 from softrnic.control.migration.connect import Dial
 from softrnic.control.migration.link import Link, LinkLostError
 from softrnic.control.migration.memory import pieces_of
@@ -108,7 +109,7 @@ class Departure:
         self._orders: list[PageOrder] = []  # after the switch
         self._in_flight: deque[tuple[int, int, int, int]] = deque()  # (seq, piece, first, count)
         self._seq = 0
-        self._paused_at = 0
+        self.paused_at_ns = 0
         self._wanted = asyncio.Event()
 
     # --- from outside ---
@@ -134,6 +135,7 @@ class Departure:
 
         NotMovedError: it runs here. InDoubtError: the destination has been told to run it and is out of reach.
         """
+        await asyncio.to_thread(warm.moving)
         since, wait = time.monotonic(), AGAIN_SECONDS
         try:
             while True:
@@ -375,7 +377,7 @@ class Departure:
         self.state = source_after(self.state, Event.SUSPEND)
         self.owner.pause()
         self.device.suspend(self.policy)
-        self._paused_at = time.monotonic_ns()
+        self.paused_at_ns = time.monotonic_ns()
         deadline = time.monotonic() + SETTLE_SECONDS
         while not self.device.settled:
             if time.monotonic() > deadline:
@@ -418,7 +420,7 @@ class Departure:
     def _runs_there(self) -> None:
         if self.state is Source.COMMITTED:
             self.state = source_after(self.state, Event.RUNS)
-            self.report.downtime_ns = time.monotonic_ns() - self._paused_at
+            self.report.downtime_ns = time.monotonic_ns() - self.paused_at_ns
             self.owner.gone()
             self._leave_to(self._mac)
         self._tell("fetching the rest" if self._orders else "done")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from softrnic.control import warm
 from softrnic.control.migration.link import Link, LinkLostError
 from softrnic.control.migration.memory import finder
 from softrnic.control.migration.owner import Arrival, Place
@@ -200,6 +201,7 @@ class Arrivals:
 
     async def __call__(self, link: Link) -> None:
         """One connection, to its end."""
+        await asyncio.to_thread(warm.moving)
         hello, _ = await link.receive()
         if not isinstance(hello, stream.Hello):
             raise StateError("$", f"{type(hello).__name__} instead of a hello")
