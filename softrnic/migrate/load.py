@@ -30,7 +30,23 @@ from softrnic.migrate.envelope import unwrap
 from softrnic.qp.cq import CQ_OVERRUN
 from softrnic.qp.psn import psn_add
 from softrnic.spec import Access, EventType, Mtu, QpState, QpType, WrOpcode
-from softrnic.verbs import AddressSpace, Ah, AhAttr, Cq, Device, Mr, Mw, Pd, PhysicalMr, Qp, QpCap, RecvWr, Srq
+from softrnic.verbs import (
+    AddressSpace,
+    Ah,
+    AhAttr,
+    Cq,
+    Device,
+    FileMemory,
+    Mr,
+    Mw,
+    Pd,
+    PhysicalMr,
+    ProcessMemory,
+    Qp,
+    QpCap,
+    RecvWr,
+    Srq,
+)  # fmt: skip
 from softrnic.verbs.address import IpAddress
 from softrnic.verbs.srq import put_rwqe
 from softrnic.verbs.wr import Sge
@@ -184,7 +200,7 @@ class _Loader:
         if region.space is not None:
             mr = self._region_of_space(pd, region, access, path)
         else:
-            buffer = self._buffer(region, path)
+            buffer = _bytes_of(region, self._given(region, path), path)
             with _at(path):
                 mr = pd.reg_mr(buffer, access, iova=region.iova, key=region.key)
         self.made.mrs[region.key] = mr
@@ -196,9 +212,14 @@ class _Loader:
             space = self.device.create_space(saved.page_size, paged=saved.paged)
         self.made.spaces.append(space)
         for i, slot in enumerate(saved.slots):
-            buffer = self._buffer(slot, f"{path}.slots[{i}]")
-            with _at(f"{path}.slots[{i}]"):
-                space.add_slot(slot.addr, buffer)
+            at = f"{path}.slots[{i}]"
+            memory = self._given(slot, at)
+            if isinstance(memory, FileMemory | ProcessMemory):
+                require(memory.length == slot.length, f"{at}.length", f"{slot.length}, the memory has {memory.length}")
+            else:
+                memory = _bytes_of(slot, memory, at)
+            with _at(at):
+                space.add_slot(slot.addr, memory)
 
     def _region_of_space(self, pd: Pd, region: schema.Region, access: Access, path: str) -> Mr:
         number = region.space or 0
@@ -213,18 +234,12 @@ class _Loader:
         require(mr.length == region.length, f"{path}.length", f"{region.length}, the ranges have {mr.length}")
         return mr
 
-    def _buffer(self, region: schema.Region | schema.Slot, path: str) -> np.ndarray:
-        """The bytes of a region or slot, as the caller has them."""
+    def _given(self, region: schema.Region | schema.Slot, path: str) -> Any:
+        """What the caller has for a region or slot."""
         try:
-            found = self.memory(region) if callable(self.memory) else self.memory[region.name]
+            return self.memory(region) if callable(self.memory) else self.memory[region.name]
         except KeyError:
             raise StateError(f"{path}.name", f"no memory was given for {region.name!r}") from None
-        try:
-            view = np.frombuffer(found, np.uint8)
-        except (TypeError, ValueError, BufferError) as error:
-            raise StateError(f"{path}.name", f"{region.name!r} is no buffer: {error}") from None
-        require(view.nbytes == region.length, f"{path}.length", f"{region.length}, the buffer has {view.nbytes}")
-        return view
 
     def _bind(self, window: schema.Window, path: str) -> None:
         bound = window.bound
@@ -471,6 +486,16 @@ def restore_counters(device: Device, counters: dict[str, int]) -> None:
     if len(device.adapter.functions) == 1:
         for row in COUNTERS:
             device.record["counters"][row.counter] = counters.get(row.name, 0)
+
+
+def _bytes_of(region: schema.Region | schema.Slot, given: Any, path: str) -> np.ndarray:
+    """A buffer of the right length."""
+    try:
+        view = np.frombuffer(given, np.uint8)
+    except (TypeError, ValueError, BufferError) as error:
+        raise StateError(f"{path}.name", f"{region.name!r} is no buffer: {error}") from None
+    require(view.nbytes == region.length, f"{path}.length", f"{region.length}, the buffer has {view.nbytes}")
+    return view
 
 
 def _ip(gid: bytes) -> IpAddress:

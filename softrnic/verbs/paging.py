@@ -343,6 +343,7 @@ class PagedSpace:
             elif source is None and self._source is not None:
                 with self.device.quiesced():
                     self._set_paging(Paging.ODP if self._on_demand else Paging.NONE)
+                    pages.wake_all(self.device.engine.tables, self.index)
             self._source = source
             self._seq += 1
             self._wanted.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from softrnic.errors import StateError
 from softrnic.migrate import restore, save
 from softrnic.migrate.envelope import OPTIONAL, PRODUCER, Section, unwrap, wrap
 from softrnic.migrate.schema import SECTIONS
-from softrnic.verbs import Access, Device, PhysicalMr, SendWr, WrOpcode
+from softrnic.verbs import Access, Device, FileMemory, PhysicalMr, SendWr, WrOpcode
 from tests.odp.world import World, statuses
 from tests.pairs import ALL_ACCESS, IPV4, MAC
 
@@ -85,6 +86,14 @@ def test_slots_by_name() -> None:
     made = restore(Device("other"), data, names)
     made.spaces[0].poke(5, b"here")
     assert names["space 0 at 0x0"][5:9] == b"here"
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, 3 * PAGE)
+    made = restore(Device("file"), data, {**names, "space 0 at 0x0": FileMemory(fd, 3 * PAGE)})
+    made.spaces[0].poke(5, b"here")
+    assert os.pread(fd, 4, 5) == b"here"
+    with pytest.raises(StateError, match=r"slots\[0\].length"):
+        restore(Device("short"), data, {**names, "space 0 at 0x0": FileMemory(fd, 2 * PAGE)})
+    os.close(fd)
     with pytest.raises(StateError, match=r"slots\[1\].name: no memory"):
         restore(Device("third"), data, {name: b for name, b in names.items() if "1000" not in name})
 
