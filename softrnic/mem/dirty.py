@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from softrnic.jit import addr_of, atomic_or64, i64, inline, kernel, ld64, st64
+from softrnic.jit import addr_of, atomic_or64, i64, inline, kernel, ld64, memcpy, memset, st64
 from softrnic.mem.space import bit_at
 
 BLOCK_SHIFT = 12  # pages per bit of `dirty_blocks`: 64 words of 64
 _BLOCK_MASK = (1 << BLOCK_SHIFT) - 1
+_BLOCK_BYTES = 1 << (BLOCK_SHIFT - 3)
 
 
 @inline
@@ -66,43 +67,33 @@ def _take(bitmap, page, count):
 
 
 @kernel
-def harvest(engs: np.ndarray, space_index: int, page: int, count: int, out: np.ndarray) -> int:
-    """Move the bits of `count` pages from `page` (of the log) on to `out`, which is all zero: the number of words set.
+def harvest(engs: np.ndarray, space_index: int, page: int, count: int, out: np.ndarray) -> None:
+    """Move the bits of `count` pages from `page` (of the log) on to `out`, which is all zero.
 
     Words are those of KVM_GET_DIRTY_LOG: bit i of word w is page 64 w + i of what was asked for.
     """
     space = engs[0]["spaces"][space_index]
     bitmap, blocks = i64(space["dirty"]), i64(space["dirty_blocks"])
     end, to = page + count, addr_of(out)
-    at, found = page, 0
+    at = page
     while at < end:
         last = min(at + 63, end - 1)
         block = at >> BLOCK_SHIFT
         if bit_at(blocks, block) == 0 and bit_at(blocks, last >> BLOCK_SHIFT) == 0:
             beyond = ((last >> BLOCK_SHIFT) + 1) << BLOCK_SHIFT
             at += max(64, (beyond - at) & ~63)  # words of `out` need not begin where blocks do
-            continue
-        if at & _BLOCK_MASK == 0 and page & 63 == 0 and at + _BLOCK_MASK < end:
-            found += _take_block(bitmap + (at >> 3), to + ((at - page) >> 3))
-            st64(blocks + ((block >> 6) << 3), ld64(blocks + ((block >> 6) << 3)) & ~(1 << (block & 63)))
+        elif at & _BLOCK_MASK == 0 and page & 63 == 0 and at + _BLOCK_MASK < end:
+            _take_block(bitmap + (at >> 3), to + ((at - page) >> 3))
+            word = blocks + ((block >> 6) << 3)
+            st64(word, ld64(word) & ~(1 << (block & 63)))
             at += 1 << BLOCK_SHIFT
-            continue
-        bits = _take(bitmap, at, last - at + 1)
-        if bits != 0:
-            st64(to + ((at - page) >> 6) * 8, bits)
-            found += 1
-        at += 64
-    return found
+        else:
+            st64(to + ((at - page) >> 6) * 8, _take(bitmap, at, last - at + 1))
+            at += 64
 
 
 @inline
 def _take_block(words, to):
-    """Take the 64 words of a block: how many had any bits."""
-    found = 0
-    for i in range(64):
-        bits = ld64(words + 8 * i)
-        if bits != 0:
-            st64(to + 8 * i, bits)
-            st64(words + 8 * i, 0)
-            found += 1
-    return found
+    """Take the 64 words of a block, whatever is in them: a branch for each would cost more."""
+    memcpy(to, words, _BLOCK_BYTES)
+    memset(words, 0, _BLOCK_BYTES)

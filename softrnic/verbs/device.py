@@ -259,18 +259,14 @@ class Device:
     @property
     def spaces(self) -> list[AddressSpace]:
         """Those made by `create_space`."""
-        return [s for s in self.adapter.spaces.values() if s.device is self and s is not self.space]
-
-    @property
-    def existing_process_space(self) -> AddressSpace | None:
-        """`process_space`, if anybody has asked for it."""
-        return self._process_space
+        return [s for s in list(self.adapter.spaces.values()) if s.device is self and s is not self.space]
 
     @property
     def process_space(self) -> AddressSpace:
         """This process as a space with a page table, for on-demand regions: any of it may come and go at any time."""
         if self._process_space is None:
             space = self.create_space(paged=True)
+            space.is_ours = True
             space.add_slot(0, ProcessMemory(os.getpid(), 0, PROCESS_TOP))
             self._process_space = space
         return self._process_space

@@ -7,6 +7,7 @@ wait. `invalidate` is the other direction, the role of an MMU notifier.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -86,7 +87,7 @@ class PagedSpace:
         self._table: tuple[Bitmap, Bitmap, Bitmap] | None = None
         self._wanted: dict[int, _Wanted] = {}
         self._seq = 0
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
 
     @property
     def paged(self) -> bool:
@@ -94,6 +95,12 @@ class PagedSpace:
         return self._on_demand
 
     # --- the page table ---
+
+    @contextlib.contextmanager
+    def _still(self) -> Iterator[None]:
+        """The engine stands still, and nobody else is at this space; in this order everywhere. Not reentrant."""
+        with self.device.quiesced(), self._lock:
+            yield
 
     def _span(self) -> tuple[int, int]:
         raise NotImplementedError
@@ -173,9 +180,9 @@ class PagedSpace:
 
     @resolver.setter
     def resolver(self, resolver: Resolver | None) -> None:
-        with self._lock, self.device.quiesced():
+        with self._still():
             self._resolver = resolver
-            for mr in self.regions:
+            for mr in list(self.regions):
                 mr.trust(resolver is None)
 
     def fault(self, event: Event) -> None:
@@ -183,7 +190,7 @@ class PagedSpace:
         page, write = event.arg & -self.page_size, bool(event.flags & FaultFlag.WRITE)
         failed = bool(event.flags & FaultFlag.FAILED)
         self.sweep()
-        with self._lock:
+        with self._still():
             if self._table is None:
                 return
             known = self._wanted.get(page)
@@ -191,8 +198,8 @@ class PagedSpace:
                 if not failed:
                     self._count_handled(Counter([event.mr]))  # came before we looked
                     return
-                with self.device.quiesced():  # no more: the kernel took it away unheard
-                    pages.take_away(self.device.engine.tables, self.index, page, self.page_size)
+                # no more: the kernel took it away unheard
+                pages.take_away(self.device.engine.tables, self.index, page, self.page_size)
             asked = known is not None and known.write >= write and not failed
             wanted = self._wanted.setdefault(page, _Wanted())
             wanted.mrs[event.mr] += 1
@@ -252,31 +259,28 @@ class PagedSpace:
 
         With the `seq` of the fault, False and nothing happens if something was invalidated since: ask again.
         """
-        with self._lock:
+        with self._still():
             start, size = self._pages(addr, length)
             if seq is not None and seq != self._seq:
                 return False
-            with self.device.quiesced():
-                pages.make_present(self.device.engine.tables, self.index, start, size, write)
+            pages.make_present(self.device.engine.tables, self.index, start, size, write)
             self._settle(start, size, handled=True)
         self.device.kick()
         return True
 
     def refuse(self, addr: int, length: int) -> None:
         """The pages never will be there: who waits for them has an access error, until they are resolved after all."""
-        with self._lock:
+        with self._still():
             start, size = self._pages(addr, length)
-            with self.device.quiesced():
-                pages.refuse(self.device.engine.tables, self.index, start, size)
+            pages.refuse(self.device.engine.tables, self.index, start, size)
             self._settle(start, size, handled=False)
         self.device.kick()
 
     def invalidate(self, addr: int, length: int) -> None:
         """The pages are about to change or to go: when this returns the device touches them no more, and asks again."""
-        with self._lock:
+        with self._still():
             start, size = self._pages(addr, length)
-            with self.device.quiesced():
-                taken = int(pages.take_away(self.device.engine.tables, self.index, start, size))
+            taken = int(pages.take_away(self.device.engine.tables, self.index, start, size))
             self._seq += 1
             stats = self.device.record["mr_stats"]
             self.device.record["counters"][C.PAGE_INVALIDATIONS] += size // self.page_size
@@ -287,7 +291,7 @@ class PagedSpace:
 
     def prefetch(self, addr: int, length: int, write: bool = False) -> None:
         """ibv_advise_mr: bring what is missing of these bytes before anybody needs it."""
-        with self._lock:
+        with self._still():
             runs = list(self.missing(addr, length, write=write))
             count = sum(size for _, size in runs) // self.page_size
             self.device.record["counters"][C.PAGE_PREFETCH] += count
@@ -298,12 +302,15 @@ class PagedSpace:
 
     def look_again(self) -> None:
         """Let all who wait here try again; what is still missing is asked for anew."""
-        with self._lock, self.device.quiesced():
-            self._wanted.clear()
-            pages.wake_all(self.device.engine.tables, self.index)
+        with self._still():
+            self._look_again()
+
+    def _look_again(self) -> None:
+        self._wanted.clear()
+        pages.wake_all(self.device.engine.tables, self.index)
 
     def _on_demand_regions(self, addr: int, length: int) -> Iterable[Mr]:
-        return [mr for mr in self.regions if mr.odp and mr.overlaps(addr, addr + length)]
+        return [mr for mr in list(self.regions) if mr.odp and mr.overlaps(addr, addr + length)]
 
     def _settle(self, start: int, size: int, *, handled: bool) -> None:
         """What was asked for has been answered."""
@@ -334,19 +341,16 @@ class PagedSpace:
 
     @page_source.setter
     def page_source(self, source: PageSource | None) -> None:
-        with self._lock:
+        with self._still():
             if source is not None and self._source is None:
-                with self.device.quiesced():
-                    self._set_paging(Paging.EVERY)
-                    for bitmap in self._table or ():
-                        bitmap.clear()
+                self._set_paging(Paging.EVERY)
+                for bitmap in self._table or ():
+                    bitmap.clear()
             elif source is None and self._source is not None:
-                with self.device.quiesced():
-                    self._set_paging(Paging.ODP if self._on_demand else Paging.NONE)
-                    pages.wake_all(self.device.engine.tables, self.index)
+                self._set_paging(Paging.ODP if self._on_demand else Paging.NONE)
             self._source = source
             self._seq += 1
-            self._wanted.clear()
+            self._look_again()
         self.device.kick()
 
     def land(self, addr: int, data: bytes | memoryview | np.ndarray) -> int:
@@ -359,7 +363,7 @@ class PagedSpace:
         if start != addr or size != view.nbytes:
             raise VerbsError(errno.EINVAL, f"{view.nbytes} bytes at {addr:#x} are not whole pages")
         landed = 0
-        with self._lock, self.device.quiesced():
+        with self._still():
             for at in range(0, size, self.page_size):
                 status = pages.land(
                     self.device.engine.tables, self.index, addr + at, int(view.ctypes.data) + at, self.page_size

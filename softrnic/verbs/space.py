@@ -50,7 +50,8 @@ class AddressSpace(PagedSpace, TrackedSpace):
         self.page_size = page_size
         self.slots: list[Slot] = []
         self.regions: set[Mr] = set()
-        self.is_process = is_process
+        self.is_process = is_process  # every address stands for itself
+        self.is_ours = is_process  # of this process, made for regions of buffers
         self._zeros = mmap.mmap(-1, PAGE_SIZE)
         self._slot_run = (0, 0)
         self.index = device.pools.spaces.alloc()
@@ -63,11 +64,6 @@ class AddressSpace(PagedSpace, TrackedSpace):
             record["kind"] = SpaceKind.IDENTITY if self.is_process else SpaceKind.SLOTS
             self._refresh()
         device.adapter.spaces[self.index] = self
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether it is this process, made for regions of buffers, by whatever page table."""
-        return self in (self.device.space, self.device.existing_process_space)
 
     @property
     def alive(self) -> bool:
@@ -95,7 +91,7 @@ class AddressSpace(PagedSpace, TrackedSpace):
         self._check_slots()
         slot = Slot(self, addr, memory)
         try:
-            with self._lock:
+            with self._still():
                 i = bisect_right(self.slots, addr, key=lambda s: s.addr)
                 for near in self.slots[max(0, i - 1) : i + 1]:
                     if near.addr < slot.end and addr < near.end:
@@ -113,17 +109,16 @@ class AddressSpace(PagedSpace, TrackedSpace):
         then are local protection or remote access errors.
         """
         self._check_slots()
-        with self._lock:
+        with self._still():
             if slot not in self.slots:
                 raise VerbsError(errno.EINVAL, "the slot is not, or no longer, in this address space")
             if slot.pins and not force:
                 raise VerbsError(errno.EBUSY, f"{slot.pins} regions are pinned to the slot at {slot.addr:#x}")
             self._write_slots([s for s in self.slots if s is not slot])
             if self._table is not None:
-                with self.device.quiesced():
-                    pages.take_away(self.device.engine.tables, self.index, slot.addr, slot.length)
+                pages.take_away(self.device.engine.tables, self.index, slot.addr, slot.length)
                 self._seq += 1
-                self.look_again()
+                self._look_again()
         slot.close()
 
     def _check_slots(self) -> None:
@@ -133,25 +128,24 @@ class AddressSpace(PagedSpace, TrackedSpace):
             raise VerbsError(errno.EINVAL, "in the address space of this process everything has its place")
 
     def _write_slots(self, slots: list[Slot]) -> None:
-        """All at once, so that every packet sees the old or the new ones."""
+        """Inside `_still`, so that every packet sees the old or the new ones."""
         slabs, (old, room) = self.device.slabs, self._slot_run
         run = self._slot_run
         if len(slots) > room:
             run = slabs.slots.alloc(len(slots)), 1 << (len(slots) - 1).bit_length()
         before, self.slots = self.slots, slots
         try:
-            with self.device.quiesced():
-                record, table = self.device.record["spaces"][self.index], self.device.record["slots"]
-                for i, slot in enumerate(slots):
-                    table[run[0] + i] = (slot.addr, slot.length, slot.host, slot.pid, slot.readonly)
-                record["slot_first"], record["nslots"], record["slot_hint"] = run[0], len(slots), 0
-                if self._table is not None:
-                    self._make_table()
-                if self._log is not None:
-                    self._make_log()
+            if self._table is not None:
+                self._make_table()
+            if self._log is not None:
+                self._make_log()
         except BaseException:
             self.slots = before
             raise
+        record, table = self.device.record["spaces"][self.index], self.device.record["slots"]
+        for i, slot in enumerate(slots):
+            table[run[0] + i] = (slot.addr, slot.length, slot.host, slot.pid, slot.readonly)
+        record["slot_first"], record["nslots"], record["slot_hint"] = run[0], len(slots), 0
         if run != self._slot_run:
             if room:
                 slabs.slots.free(old, room)

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softrnic.mem import pages
-from softrnic.mem.dirty import harvest
 from softrnic.verbs import Device, VerbsError
 from softrnic.verbs.tracking import runs
 from tests.mem.kernels import mark
@@ -182,11 +181,3 @@ def test_growing_keeps_what_is_known() -> None:
     mark(device.engine.tables, space.index, 1 << 42, 1)
     assert [addr for addr, _ in space.written(0, (1 << 42) + PAGE)] == [0, middle + 5 * PAGE, 1 << 42]
     device.close()
-
-
-def test_harvest_counts() -> None:
-    s = Space()
-    s.write(FIRST, 1)
-    out = np.zeros(4, np.uint64)
-    low = int(s.device.record["spaces"][s.space.index]["dirty_first"])
-    assert harvest(s.device.engine.tables, s.space.index, (FIRST - low) // PAGE, 256, out) == 1
