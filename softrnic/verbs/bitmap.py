@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 import numpy as np
 
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # asm-generic/mman-common.h; Python names it from 3.13 on
+_HUGE = 4 << 20
 ALIGN_SHIFT = 18  # pages: a bitmap begins at a multiple of so many, hence its words, and its blocks of 64, stay whole
 
 
@@ -33,6 +35,16 @@ class Bitmap:
         for i in np.flatnonzero(chunks.any(axis=1)):
             start = at + int(i) * chunks.shape[1]
             self.words[start : start + chunks.shape[1]] = chunks[i]
+
+
+def zero_words(count: int) -> np.ndarray:
+    """`count` zero words. Many of them in huge pages: else the kernel would spend longer on them than we do."""
+    if count * 8 < _HUGE:
+        return np.zeros(count, np.uint64)
+    memory = mmap.mmap(-1, count * 8, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint64)
 
 
 def window(low: int, high: int, page_size: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from softrnic.errors import VerbsError
 from softrnic.mem.dirty import BLOCK_SHIFT, harvest
-from softrnic.verbs.bitmap import Bitmap, window
+from softrnic.verbs.bitmap import Bitmap, window, zero_words
 
 if TYPE_CHECKING:
     from softrnic.verbs.device import Device
@@ -95,7 +95,7 @@ class TrackedSpace:
         if at % size or length < 0 or at < 0:
             raise VerbsError(errno.EINVAL, f"{length} bytes at {at:#x}: not from a page of {size} on")
         count = -(-length // size)
-        words = np.zeros(-(-count // 64), np.uint64) if out is None else out
+        words = zero_words(-(-count // 64)) if out is None else out
         if words.dtype != np.uint64 or len(words) * 64 < count or not words.flags.c_contiguous:
             raise VerbsError(errno.EINVAL, f"out must be an array of {-(-count // 64)} uint64")
         if at < start or at + count * size > end:
