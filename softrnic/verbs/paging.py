@@ -171,6 +171,11 @@ class PagedSpace:
             yield at, stop - at
             at = stop
 
+    @property
+    def sequence(self) -> int:
+        """What `PageFault.seq` is now: counts what was invalidated."""
+        return self._seq
+
     # --- faults and answers ---
 
     @property

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from softrnic.verbs import Access, AhAttr, Cq, Device, Mr, Sge
+from tests.sim.paging import PagedArena
 from tests.sim.scenario import ARENA, NODES
 
 FAMILIES = (("10.0.0.{}", None), ("fd00::{}", None), ("10.1.0.{}", 100))
@@ -44,7 +45,7 @@ def _mac(node: int) -> bytes:
 class Host:
     """One node."""
 
-    def __init__(self, node: int, random: Random, offload: tuple[int, int]) -> None:
+    def __init__(self, node: int, random: Random, offload: tuple[int, int], *, paged: bool = False) -> None:
         self.node = node
         self.random = random
         self.device = Device(f"sr{node}")
@@ -59,8 +60,11 @@ class Host:
         self.image = self.arena.copy()
         self._used = 64
         # two names for the same memory, neither of them its address
+        iovas = [(17 + 16 * i << 32) + random.randrange(512) * 8 for i in range(2)]
+        self.paging = PagedArena(self.device, self.pd, self.arena, ACCESS, iovas[1], random) if paged else None
         self.mrs: list[Mr] = [
-            self.pd.reg_mr(self.arena, ACCESS, iova=(17 + 16 * i << 32) + random.randrange(512) * 8) for i in range(2)
+            self.pd.reg_mr(self.arena, ACCESS, iova=iovas[0]),
+            self.paging.mr if self.paging else self.pd.reg_mr(self.arena, ACCESS, iova=iovas[1]),
         ]
 
     def ah(self, peer: int, family: int) -> AhAttr:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from softrnic.counters import C
 from softrnic.engine import expire_timers, receive_burst, transmit_burst
 from softrnic.jit import i64, inline
 from softrnic.layout import FrameRing, make_ring
@@ -169,9 +170,12 @@ def _check(net):
 
 @inline
 def _completions(net):
+    """And pages found missing, which somebody must bring."""
     total = 0
     for i in range(len(net.cqs)):
         total += i64(_engine(net, net.cqs[i, 0])["cqs"][net.cqs[i, 1]]["prod"])
+    for node in range(len(net.engines)):
+        total += i64(_engine(net, node)["counters"][C.PAGE_FAULTS])
     return total
 
 
@@ -275,7 +279,8 @@ class Network:
         """Let time pass to `until` (NEVER: as long as anything happens), or until a completion."""
         self.state["until"] = until
         self.state["wake"] = NEVER
-        self.state["completions"] = sum(int(record["prod"]) for record in self._cq_records)
+        faults = sum(device.counter(C.PAGE_FAULTS) for device in self.devices)
+        self.state["completions"] = faults + sum(int(record["prod"]) for record in self._cq_records)
         while True:
             reason = Reason(run(self._net))
             self._drain_log()

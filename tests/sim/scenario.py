@@ -91,6 +91,7 @@ class Scenario:
     post_burst: int  # work requests posted at once, at most
     late_receives: bool  # receives are posted bit by bit
     drains: bool  # send queues are taken through SQD
+    paged: tuple[bool, ...]  # per node: memory by a page table that never keeps still
 
     def link(self, src: int, dst: int) -> LinkPlan:
         """The plan of one direction."""
@@ -197,4 +198,6 @@ def draw_scenario(seed: int) -> Scenario:
         post_burst=r.choice((1, 3, 16)),
         late_receives=r.random() < 0.4,
         drains=r.random() < 0.15,
+        # a page that is missing costs a datagram and a UC message
+        paged=tuple(kinds == (QpType.RC,) and r.random() < 0.3 for _ in range(NODES)),
     )

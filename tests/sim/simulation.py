@@ -53,7 +53,9 @@ class Simulation:
     def __init__(self, scenario: Scenario, *, logging: bool = False) -> None:
         self.scenario = scenario
         self.random = Random(f"traffic {scenario.seed}")
-        self.hosts = [Host(node, self.random, scenario.offloads[node]) for node in range(NODES)]
+        self.hosts = [
+            Host(node, self.random, scenario.offloads[node], paged=scenario.paged[node]) for node in range(NODES)
+        ]
         self.network = Network([h.device for h in self.hosts], now=scenario.now, logging=logging)
         self.network.state["step_ns"] = scenario.step_ns
         self.network.state["holdoff_ns"] = scenario.holdoff_ns
@@ -181,7 +183,7 @@ class Simulation:
         delivered, idle_visits = 0, 0
         while True:
             yield from self._poll()
-            acted = self._act()
+            acted = self._page() | self._act()
             reason = self.network.run(self._next_visit())
             before, delivered = delivered, int(self.network.state["delivered"])
             idle_visits = 0 if acted or delivered != before else idle_visits + 1
@@ -194,11 +196,22 @@ class Simulation:
             if self.network.now > limit or idle_visits > LIMIT_VISITS:
                 yield f"still busy after {(self.network.now - self.scenario.now) / 1e9} s"
 
+    def _page(self) -> bool:
+        """Bring pages that are missing; whether any was brought."""
+        acted = False
+        for host in self.hosts:
+            if host.paging is not None:
+                host.device.dispatch_events()
+                acted |= host.paging.visit()
+        return acted
+
     def _something_to_do(self) -> bool:
         return bool(self._draining) or any(q.room for q in (*self.streams, *self.receivers))
 
     def _next_visit(self) -> int:
         """When the hosts look again without being woken: while there is something that could be posted."""
+        if any(host.paging is not None and host.paging.busy for host in self.hosts):
+            return self.network.now + self.random.choice((100, 3_000))
         if self._something_to_do():
             return self.network.now + self.random.choice((100, 3_000, 100_000, 2_000_000))
         return NEVER
