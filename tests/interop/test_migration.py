@@ -165,8 +165,8 @@ MESSAGES, SIZE = 10, 100_000
 # unlike us it gets none back before something is acknowledged.
 BUDGETS = {
     "silence": Peer(14, 3, 7, "silence"),  # 67 ms
-    "rnr": Peer(14, 7, 2, "rnr", rnr_timer=26),  # 82 ms
-    "rnr without end": Peer(14, 7, 7, "rnr", rnr_timer=20),
+    "rnr": Peer(16, 3, 2, "rnr", rnr_timer=26),  # 82 ms
+    "rnr without end": Peer(16, 3, 7, "rnr", rnr_timer=20),
 }
 
 
