@@ -16,6 +16,8 @@ from softrnic.wire.opcodes import OPCODES, OpFlag
 from tests import scapy_roce as sr
 from tests.wire.packets import DMAC, FAMILIES, SMAC, V4, V6, VALUES, build, check, make_av, place
 
+RESUME = 0x19  # not of IBTA, and known to neither oracle
+KNOWN = [row for row in OPCODES.values() if row.value != RESUME]
 ROWS = [pytest.param(row, id=row.name) for row in OPCODES.values()]
 PAYLOAD = bytes(range(1, 36))  # needs one byte of padding
 
@@ -49,7 +51,7 @@ def test_the_table_agrees_on_headers(row) -> None:
 
 
 def test_the_oracle_knows_the_same_opcodes() -> None:
-    assert set(OPCODES) == set(sr.EXTENSIONS)
+    assert set(OPCODES) - {RESUME} == set(sr.EXTENSIONS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -201,7 +203,7 @@ def frames_for_tshark() -> dict[str, bytes]:
     frames = {}
     for name, changes in (("v4", V4), ("v6", V6), ("vlan", V4 | {"vlan": 0x6123})):
         avs = make_av(**changes)
-        for row in OPCODES.values():
+        for row in KNOWN:
             frames[f"{name} {row.name}"] = build(avs, row.value, payload_of(row))
     for syndrome in SYNDROMES:
         frames[f"syndrome {syndrome:#04x}"] = build(make_av(), 0x11, b"", syndrome=syndrome, se=0, ackreq=0)
@@ -236,7 +238,7 @@ def test_tshark_reads_ours_as_we_do(tmp_path: Path) -> None:
 
 @pytest.mark.tshark
 def test_tshark_names_the_opcodes_alike(tmp_path: Path) -> None:
-    rows = [row for row in OPCODES.values() if row.name != "CNP"]
+    rows = [row for row in KNOWN if row.name != "CNP"]
     write_pcap(tmp_path / "frames.pcap", [build(make_av(), row.value, payload_of(row)) for row in rows])
     command = ["tshark", "-r", str(tmp_path / "frames.pcap"), "-T", "fields", "-e", "_ws.col.Info"]
     infos = subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines()
