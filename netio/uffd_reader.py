@@ -334,3 +334,15 @@ def place_page(rt: ReaderTables, fd: int, dst: int, src: int, length: int, heard
             error = int(errno())
     _unlock(rt)
     return error
+
+
+@kernel
+def take_bit(words: np.ndarray, bit: int) -> bool:
+    """Take one page out of a log that the loop may be writing to: whether it was in it."""
+    at, mask = addr_of(words) + ((bit >> 6) << 3), 1 << (bit & 63)
+    while True:
+        word = ld_acq64(at)
+        if word & mask == 0:
+            return False
+        if atomic_cas64(at, word, word & ~mask) == word:
+            return True

@@ -21,6 +21,16 @@ VHOST_PAGE = 4096  # VHOST_LOG_PAGE
 MIN_REPORT_PAGE = 4096  # of VFIO
 
 
+def pages_in(length: int, size: int) -> int:
+    """How many pages begin in `length` bytes."""
+    return -(-length // size)
+
+
+def words_for(bits: int) -> int:
+    """How many 64-bit words hold so many bits."""
+    return -(-bits // 64)
+
+
 class DirtyLog(Protocol):
     """Where dirty pages are taken out of."""
 
@@ -52,8 +62,8 @@ class Merged:
         """Pages that any of them has."""
         size = self.tracking
         _check(first_addr, length, size)
-        count = -(-length // size)
-        words = np.zeros(-(-count // 64), np.uint64)
+        count = pages_in(length, size)
+        words = np.zeros(words_for(count), np.uint64)
         for log in self._logs:
             part = log.read_and_clear(first_addr, length)
             _merge(part, log.tracking, 0, int(words.ctypes.data), size, count, atomic=False)
@@ -96,8 +106,8 @@ class KvmLog:
     def __init__(self, log: DirtyLog, addr: int, length: int, *, manual: bool = False) -> None:
         _check(addr, length, log.tracking)
         self._log, self._addr, self._length = log, addr, length
-        self.pages = -(-length // log.tracking)
-        self._pending = np.zeros(-(-self.pages // 64), np.uint64)
+        self.pages = pages_in(length, log.tracking)
+        self._pending = np.zeros(words_for(self.pages), np.uint64)
         self._manual = manual
 
     def get(self) -> np.ndarray:
@@ -117,7 +127,7 @@ class KvmLog:
         whole = num_pages % 64 == 0 or end == self.pages
         if first_page < 0 or num_pages <= 0 or first_page % 64 or not whole or end > self.pages:
             raise VerbsError(errno.EINVAL, f"{num_pages} pages from {first_page} are not whole words of {self.pages}")
-        count = -(-num_pages // 64)
+        count = words_for(num_pages)
         if len(bitmap) < count:
             raise VerbsError(errno.EINVAL, f"{num_pages} pages need {count} words, not {len(bitmap)}")
         self._pending[first_page // 64 : first_page // 64 + count] &= ~np.asarray(bitmap[:count], np.uint64)
@@ -127,7 +137,7 @@ class KvmLog:
 
 
 class VhostLog:
-    """The log that a vhost-user front-end hands over (VHOST_USER_SET_LOG_BASE): bit per 4 KiB of guest-physical address.
+    """The log that a vhost-user front-end hands over (VHOST_USER_SET_LOG_BASE): a bit per 4 KiB of guest memory.
 
     `memory`: the mapped shared memory. The front-end takes words out by an atomic exchange, so bits are set atomically.
     """
@@ -143,7 +153,7 @@ class VhostLog:
     def export(self, log: DirtyLog, addr: int, length: int) -> None:
         """Take dirty pages of a range out of `log` and set their bits. EINVAL when the log has none for them."""
         _check(addr, length, log.tracking)
-        if -(-(addr + length) // VHOST_PAGE) > self.bits:
+        if pages_in(addr + length, VHOST_PAGE) > self.bits:
             raise VerbsError(errno.EINVAL, f"the log ends at {self.bits * VHOST_PAGE:#x}, not at {addr + length:#x}")
         words = log.read_and_clear(addr, length)
         _merge(words, log.tracking, addr, int(self._view.ctypes.data), VHOST_PAGE, self.bits, atomic=True)
@@ -177,14 +187,14 @@ class VfioLog:
             raise VerbsError(errno.EINVAL, f"{length} bytes at {iova:#x}")
         if iova > TOP - length:
             raise VerbsError(errno.EOVERFLOW, f"{length} bytes at {iova:#x} wrap around")
-        bits = -(-length // page_size)
+        bits = pages_in(length, page_size)
         if bitmap.dtype != np.uint64 or not bitmap.flags.c_contiguous or len(bitmap) * 64 < bits:
-            raise VerbsError(errno.EINVAL, f"{bits} pages need {-(-bits // 64)} words of 64 bits")
+            raise VerbsError(errno.EINVAL, f"{bits} pages need {words_for(bits)} words of 64 bits")
         start, end = iova // size * size, iova + length
         words = self._log.read_and_clear(start, end - start)
         _merge(words, size, start - iova, int(bitmap.ctypes.data), page_size, bits, atomic=False)
         self._report_rest(iova, end, page_size, bitmap)
-        for page, low, high in ((0, start, iova), ((end - 1 - start) // size, end, -(-end // size) * size)):
+        for page, low, high in ((0, start, iova), ((end - 1 - start) // size, end, pages_in(end, size) * size)):
             if low < high and int(words[page // 64]) >> (page % 64) & 1:
                 self._rest.append((low, high))
 
@@ -216,7 +226,7 @@ class DirtyRing:
         if words.dtype != np.int64 or not words.flags.c_contiguous or len(words) <= export.RING_HEADER:
             raise VerbsError(errno.EINVAL, f"a ring is an array of more than {export.RING_HEADER} int64")
         self._log, self._addr, self._length, self._ring = log, addr, length, words
-        self._pending = np.zeros(-(-(-(-length // log.tracking)) // 64), np.uint64)
+        self._pending = np.zeros(words_for(pages_in(length, log.tracking)), np.uint64)
 
     @property
     def overflow(self) -> bool:

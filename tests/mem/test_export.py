@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from softrnic.mem.export import RING_HEADER
 from softrnic.verbs import VerbsError
-from softrnic.verbs.exports import DirtyRing, KvmLog, Merged, VfioLog, VhostLog
+from softrnic.verbs.exports import DirtyRing, KvmLog, Merged, VfioLog, VhostLog, pages_in, words_for
 
 TOP_PAGE = 400
 
@@ -45,8 +45,8 @@ def bits(words: np.ndarray) -> set[int]:
 def touched(ranges: list[tuple[int, int]], iova: int, length: int, size: int) -> set[int]:
     """Pages of `size` from iova on that share a byte with a range, as far as that lies in [iova, iova + length)."""
     found = set()
-    for low, high in ranges:
-        low, high = max(low, iova), min(high, iova + length)
+    for start, end in ranges:
+        low, high = max(start, iova), min(end, iova + length)
         if low < high:
             found |= set(range((low - iova) // size, (high - 1 - iova) // size + 1))
     return found
@@ -130,7 +130,7 @@ def test_vfio_report(dirty: set[int], size: int, report: int, first: int, count:
     """Any page size, finer or coarser, from any 4 KiB on; never a bit cleared."""
     log, iova, length = Log(dirty, size), first * 4096, count * 4096
     expected = touched(log.ranges(), iova, length, report)
-    bitmap = np.zeros(-(-(-(-length // report)) // 64) + 1, np.uint64)
+    bitmap = np.zeros(words_for(pages_in(length, report)) + 1, np.uint64)
     bitmap[-1] = 5
     VfioLog(log).report(iova, length, report, bitmap)
     assert bits(bitmap[:-1]) == expected

@@ -137,6 +137,12 @@ class Reader:
             self._spans = [*(s for s in self._spans if s is not old), *new]
             self._change()
 
+    def record(self, span: Span, log: int) -> None:
+        """Note in a bitmap, at an address, the pages of a range whose protection is lifted; 0: no more."""
+        with self._lock:
+            span.log = log
+            self._change()
+
     def forget(self, uffd: Userfaultfd) -> None:
         """Read a descriptor no more, and answer for none of its ranges."""
         with self._lock:
