@@ -23,7 +23,7 @@ from softrnic.control import pump
 from softrnic.control.nic import FAR_FUTURE_NS
 from softrnic.jit import JIT, cache_dir
 from softrnic.layout import make_ring
-from softrnic.migrate import pages, restore, save
+from softrnic.migrate import pages, restore, save, sketch
 from softrnic.migrate.stream import PAGE
 from softrnic.qp import admin
 from softrnic.verbs import Access, AhAttr, Device, Mtu, QpState, QpType, RecvWr, SendWr, WrOpcode
@@ -113,8 +113,11 @@ def moving() -> None:
     qp.modify(QpState.RTS, sq_psn=0, timeout=0, retry_cnt=0, rnr_retry=0, max_rd_atomic=1)
     qp.post_recv(RecvWr([memory.sge()]))
     qp.post_send(SendWr(WrOpcode.SEND, [memory.sge()]))
+    drawn = sketch.draw(one, {})
     one.suspend("rnr")
-    restore(other, save(one), lambda region: np.zeros(region.length, np.uint8))
+    save(one)
+    made = restore(other, drawn.data, lambda region: np.zeros(region.length, np.uint8))
+    sketch.fill(other, made, drawn.fill_in(one) or b"")
     other.resume()
     for device in (one, other):
         device.destroy()

@@ -22,6 +22,7 @@ from softrnic.control.migration.owner import Arrival, Place
 from softrnic.errors import SoftRnicError, StateError
 from softrnic.migrate import pages, restore, stream
 from softrnic.migrate.commit import Event, Target, target_after
+from softrnic.migrate.sketch import fill
 from softrnic.verbs import Device
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Incoming:
         """Per piece one bool per page: not here yet, after the function was started."""
         self.handler: asyncio.Task[Any] | None = None
         self.orphaned: asyncio.TimerHandle | None = None
+        self._sketched = False
         self._told = False  # the place knows of the arrival
 
     def begin(self) -> None:
@@ -128,7 +130,12 @@ class Incoming:
         after = target_after(self.status, Event.HOLD)
         arrival = self.here
         arrival.opaque = body[: message.owner]
-        arrival.restored = restore(arrival.device, body[message.owner :], finder(arrival.memory))
+        data = body[message.owner :]
+        if message.live:
+            self._fill(data)
+        else:
+            _empty(arrival.device)  # of a sketch
+            arrival.restored = restore(arrival.device, data, finder(arrival.memory))
         self.status = after
         try:
             self.place.on_arrival(arrival)
@@ -136,6 +143,25 @@ class Incoming:
             self.retract()
             raise
         self._told = True
+
+    def sketch(self, body: bytes) -> None:
+        """Make the objects already, suspended."""
+        if self.status is not Target.RECEIVING:
+            raise StateError("$.sketch", f"not when {self.status.value}")
+        _empty(self.device)
+        self.here.restored = restore(self.device, body, finder(self.here.memory))
+        self._sketched = True
+
+    def _fill(self, data: bytes) -> None:
+        """Put into the objects of the sketch what is under way in them."""
+        if not self._sketched:
+            raise StateError("$.state", "there was no sketch")
+        self._sketched = False
+        try:
+            fill(self.device, self.here.restored, data)
+        except BaseException:
+            _empty(self.device)
+            raise
 
     def retract(self) -> None:
         """The source has resumed: the state is worth nothing any more, the memory is."""
@@ -288,15 +314,8 @@ class Arrivals:
             await link.send(stream.Ack(incoming.acked))
         elif isinstance(message, stream.Missing):
             incoming.lacks(message, body)
-        elif isinstance(message, stream.State):
-            try:
-                incoming.hold(message, body)
-            except LinkLostError:
-                raise
-            except SoftRnicError as error:
-                await _refuse(link, error)
-                return True
-            await link.send(stream.Ready())
+        elif isinstance(message, stream.State | stream.Sketch):
+            await self._restore(link, incoming, message, body)
         elif isinstance(message, stream.Commit):
             incoming.start()
             whole = incoming.finish_if_whole()  # before anything is said: the connection may break
@@ -315,6 +334,22 @@ class Arrivals:
         if incoming.finish_if_whole():
             await link.send(stream.Complete())
         return True
+
+    async def _restore(
+        self, link: Link, incoming: Incoming, message: stream.State | stream.Sketch, body: bytes
+    ) -> None:
+        """Objects, or all of the function; what is wrong with them is said, and ends nothing."""
+        try:
+            if isinstance(message, stream.Sketch):
+                await asyncio.to_thread(incoming.sketch, body)
+                answer: stream.AnyMessage = stream.Sketched()
+            else:
+                incoming.hold(message, body)
+                answer = stream.Ready()
+        except SoftRnicError as error:
+            await _refuse(link, error)
+        else:
+            await link.send(answer)
 
 
 async def _refuse(link: Link, error: SoftRnicError) -> None:
