@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -119,6 +120,7 @@ class Room:
         self.arrivals: list[Arrival] = []
         self.started: list[Arrival] = []
         self.dropped: list[Arrival] = []
+        self.completed: list[Arrival] = []
         self.taken = False
 
     @property
@@ -140,14 +142,17 @@ class Room:
             with self.nic.quiesced():
                 self.nic.port.send_burst(ring, 1, 0)
 
-    def allocate(self, piece: Piece) -> bytearray:
-        return bytearray(piece.length)
+    def allocate(self, piece: Piece) -> mmap.mmap:
+        return mmap.mmap(-1, piece.length)
 
     def on_arrival(self, arrival: Arrival) -> None:
         self.arrivals.append(arrival)
 
     def on_start(self, arrival: Arrival) -> None:
         self.started.append(arrival)
+
+    def on_complete(self, arrival: Arrival) -> None:
+        self.completed.append(arrival)
 
     def on_drop(self, arrival: Arrival) -> None:
         self.dropped.append(arrival)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from softrnic.control import warm
+from softrnic.control.migration.fetch import Fetch
 from softrnic.control.migration.link import Link, LinkLostError
 from softrnic.control.migration.memory import finder
 from softrnic.control.migration.owner import Arrival, Place
@@ -46,6 +47,9 @@ class Incoming:
         """Per piece one bool per page: not here yet, after the function was started."""
         self.handler: asyncio.Task[Any] | None = None
         self.orphaned: asyncio.TimerHandle | None = None
+        self.link: Link | None = None
+        self.wanted: set[tuple[int, int]] = set()
+        self._fetch: Fetch | None = None
         self._sketched = False
         self._told = False  # the place knows of the arrival
 
@@ -96,23 +100,26 @@ class Incoming:
         if message.first + count > piece.pages:
             raise StateError("$.first", f"pages {message.first} to {message.first + count} of {piece.pages}")
         where = pages.span(message.first, count, piece.length)
-        data: Any = 0
+        data = None
         if isinstance(message, stream.Pages):
             data = np.frombuffer(body, np.uint8)
             if len(data) != where.stop - where.start:
                 raise StateError("$.pages", f"{len(data)} bytes for {count} pages")
             if pages.crcs(data) != message.crcs:
                 raise LinkLostError(f"pages of {piece.name} from {message.first} on came damaged")
-        self._write(message.piece, message.first, count, where, data)
+        if self.status is Target.RUNNING:
+            self._land(message.piece, message.first, count, data)
+        else:
+            self.here.memory[piece.name][where] = 0 if data is None else data
         self.acked = message.seq
 
-    def _write(self, index: int, first: int, count: int, where: slice, data: Any) -> None:
+    def _land(self, piece: int, first: int, count: int, data: np.ndarray | None) -> None:
         """Never over a page that the running function has already."""
-        memory, missing = self.here.memory[self.pieces[index].name], self.missing[index]
-        if self.status is Target.RUNNING and not missing[first : first + count].all():
+        missing = self.missing[piece][first : first + count]
+        if self._fetch is None or not missing.all():
             raise StateError("$.pages", "a page of a function that runs came twice")
-        memory[where] = data
-        missing[first : first + count] = False
+        missing[:] = False
+        self._fetch.land(piece, first, count, data)
 
     def lacks(self, message: stream.Missing, body: bytes) -> None:
         """Which pages will come later."""
@@ -121,7 +128,12 @@ class Incoming:
         count = self.pieces[message.piece].pages
         if len(body) != (count + 7) // 8:
             raise StateError("$.missing", f"{len(body)} bytes for {count} pages")
+        if self._addresses()[message.piece] % stream.PAGE:
+            raise StateError("$.missing", "the memory given here is not page-aligned, as it must be to come later")
         self.missing[message.piece] = pages.from_bitmap(body, count)
+
+    def _addresses(self) -> list[int]:
+        return [int(self.here.memory[piece.name].ctypes.data) for piece in self.pieces]
 
     # --- the function ---
 
@@ -177,6 +189,14 @@ class Incoming:
         if self.status is not Target.HOLDING:
             return False
         self.status = after
+        if any(bits.any() for bits in self.missing):
+            memory = [self.here.memory[piece.name] for piece in self.pieces]
+            loop = asyncio.get_running_loop()
+
+            def want(piece: int, page: int) -> None:
+                loop.call_soon_threadsafe(self.want, piece, page)
+
+            self._fetch = Fetch(self.device.space, memory, self.missing, want)
         self.device.resume()
         self.place.announce(self.device)
         self.place.on_start(self.here)
@@ -187,7 +207,17 @@ class Incoming:
         if self.status is not Target.RUNNING or any(bits.any() for bits in self.missing):
             return False
         self.status = target_after(self.status, Event.FINISH)
+        if self._fetch is not None:
+            self._fetch.close()
+            self._fetch = None
+        self.place.on_complete(self.here)
         return True
+
+    def want(self, piece: int, page: int) -> None:
+        """A QP waits for this page: have it sent before others, on this connection or on the next."""
+        self.wanted.add((piece, page))
+        if self.link is not None:
+            self.link.post(stream.Want(piece, page))
 
     def drop(self) -> None:
         """Forget it; not once it runs."""
@@ -239,6 +269,10 @@ class Arrivals:
                 stream.VERSION, self.instance, incoming.status, incoming.acked, self.place.mac
             )  # fmt: skip
             await link.send(known)
+            incoming.link = link
+            for piece, page in sorted(incoming.wanted):
+                if incoming.missing[piece][page]:
+                    link.post(stream.Want(piece, page))
             while True:
                 message, body = await link.receive()
                 if not await self._handle(link, incoming, message, body):
@@ -286,7 +320,7 @@ class Arrivals:
     def _part(self, ident: bytes, incoming: Incoming) -> None:
         """The connection is gone: wait for another, for a while, unless the function runs."""
         if incoming.handler is asyncio.current_task():
-            incoming.handler = None
+            incoming.handler = incoming.link = None
         if incoming.status is Target.UNKNOWN:
             self._known.pop(ident, None)
         elif incoming.status in (Target.RECEIVING, Target.HOLDING) and incoming.handler is None:
