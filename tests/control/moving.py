@@ -15,6 +15,7 @@ import numpy as np
 from netio.arp import Neighbours
 from netio.middleware import put_frame
 from netio.switch import MemorySwitch
+from softrnic.control import warm
 from softrnic.control.migration import Arrival, Arrivals, Departure, Owner, dial_unix, listen_unix
 from softrnic.control.nic import Nic
 from softrnic.layout import make_ring
@@ -51,7 +52,7 @@ def connect(a: End, b: End) -> None:
             max_dest_rd_atomic=8, min_rnr_timer=6,
         )  # fmt: skip
     for end, psn in ((a, 9), (b, 7)):
-        end.qp.modify(QpState.RTS, sq_psn=psn, timeout=14, retry_cnt=7, rnr_retry=7, max_rd_atomic=8)
+        end.qp.modify(QpState.RTS, sq_psn=psn, timeout=17, retry_cnt=7, rnr_retry=7, max_rd_atomic=8)
 
 
 class Traffic:
@@ -181,6 +182,8 @@ class Scene:
     """Hosts on a switch: the function on the first, its peer on the second, a place on the third; one to spare."""
 
     def __init__(self, size: int = SIZE) -> None:
+        warm.prepare()  # or the first packets wait for the compiler, and their senders give up
+        warm.moving()
         self.stack = contextlib.ExitStack()
         self.switch = self.stack.enter_context(MemorySwitch(4))
         self.nics = [

@@ -376,12 +376,12 @@ class Departure:
         else:
             self.report.pages.append((await self._send_todo(link))[0])
         opaque = self.owner.opaque()
-        data = self._sketch.fill_in(self.device) if self._sketch else None
-        self.report.sketched = data is not None
-        if data is None:
-            data = save(self.device, self._names)
-        self.report.state_bytes = len(data)
-        await link.send(stream.State(len(opaque), live=self.report.sketched), opaque, data)
+        parts = self._sketch.fill_in_parts(self.device) if self._sketch else None
+        self.report.sketched = parts is not None
+        if parts is None:
+            parts = [save(self.device, self._names)]
+        self.report.state_bytes = sum(len(part) for part in parts)
+        await link.send(stream.State(len(opaque), live=self.report.sketched), opaque, *parts)
         await self._answer(stream.Ready)
         self._check_cancelled()
         self._commit(later=later)

@@ -23,7 +23,7 @@ from softrnic.control.migration.owner import Arrival, Place
 from softrnic.errors import SoftRnicError, StateError
 from softrnic.migrate import pages, restore, stream
 from softrnic.migrate.commit import Event, Target, target_after
-from softrnic.migrate.sketch import fill
+from softrnic.migrate.sketch import fill, touch
 from softrnic.verbs import Device
 
 log = logging.getLogger(__name__)
@@ -142,12 +142,11 @@ class Incoming:
         after = target_after(self.status, Event.HOLD)
         arrival = self.here
         arrival.opaque = body[: message.owner]
-        data = body[message.owner :]
         if message.live:
-            self._fill(data)
+            self._fill(memoryview(body)[message.owner :])
         else:
             _empty(arrival.device)  # of a sketch
-            arrival.restored = restore(arrival.device, data, finder(arrival.memory))
+            arrival.restored = restore(arrival.device, body[message.owner :], finder(arrival.memory))
         self.status = after
         try:
             self.place.on_arrival(arrival)
@@ -162,9 +161,10 @@ class Incoming:
             raise StateError("$.sketch", f"not when {self.status.value}")
         _empty(self.device)
         self.here.restored = restore(self.device, body, finder(self.here.memory))
+        touch(self.device, self.here.restored)
         self._sketched = True
 
-    def _fill(self, data: bytes) -> None:
+    def _fill(self, data: memoryview) -> None:
         """Put into the objects of the sketch what is under way in them."""
         if not self._sketched:
             raise StateError("$.state", "there was no sketch")
