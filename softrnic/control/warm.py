@@ -9,6 +9,7 @@ signal raises inside the compiler (Ctrl-C) is lost in its callbacks.
 from __future__ import annotations
 
 import functools
+import mmap
 import os
 import subprocess
 import sys
@@ -98,6 +99,13 @@ def paging(device: Device) -> None:
 _DIE_WITH_PARENT = "import ctypes; ctypes.CDLL(None).prctl(1, 9)"  # PR_SET_PDEATHSIG: when we cannot end it ourselves
 
 
+class _NoSource:
+    """Is not asked for anything."""
+
+    def request(self, addr: int, length: int, urgent: bool) -> None:
+        """Nothing is on its way."""
+
+
 @functools.cache
 def moving() -> None:
     """What saving and restoring need, once per process: it would else be loaded during the first pause."""
@@ -118,6 +126,12 @@ def moving() -> None:
     save(one)
     made = restore(other, drawn.data, lambda region: np.zeros(region.length, np.uint8))
     sketch.fill(other, made, drawn.fill_in(one) or b"")
+    other.space.page_source = _NoSource()
+    room = mmap.mmap(-1, 2 * PAGE)
+    address = int(np.frombuffer(room, np.uint8).ctypes.data)
+    other.space.resolve(address, PAGE)
+    other.space.land(address + PAGE, bytes(PAGE))
+    other.space.page_source = None
     other.resume()
     for device in (one, other):
         device.destroy()
