@@ -38,6 +38,7 @@ MIB = 1 << 20
 RIGHTS = Access.LOCAL_WRITE | Access.REMOTE_WRITE
 FIRST_PACKET_SECONDS = 2.0
 QPS_PER_CQ = 64
+DEPTH, SGES = 16, 4  # WRITEs of a QP, and megabytes of each
 
 
 class Side:
@@ -47,8 +48,7 @@ class Side:
         self.device = device
         self.pd: Pd = device.alloc_pd()
         self.mr: Mr = self.pd.reg_mr(np.zeros(nbytes, np.uint8), RIGHTS)
-        self.depth, self.sges = (32, 32) if count <= 64 else (4, 4)
-        cap = QpCap(self.depth, 4, self.sges, 1)
+        cap = QpCap(DEPTH, 4, SGES, 1)
         self.qps: list[Qp] = []
         cq: Cq | None = None
         for i in range(count):
@@ -67,12 +67,16 @@ def connect(side: Side, peer: Side, peer_ip: str, peer_mac: bytes) -> None:
         qp.modify(QpState.RTS, sq_psn=0, timeout=17, retry_cnt=7, rnr_retry=7, max_rd_atomic=4)
 
 
-def keep_busy(side: Side, peer: Side) -> None:
-    """WRITEs of many megabytes on every QP: more than can be done while this runs."""
-    for qp in side.qps:
-        for i in range(side.depth):
-            sges = [side.mr.sge()] * side.sges
-            qp.post_send(SendWr(WrOpcode.RDMA_WRITE, sges, i, remote_addr=peer.mr.iova, rkey=peer.mr.rkey))
+def keep_busy(device: Device, peer: Mr) -> None:
+    """As many WRITEs on every QP as it takes, and no completion left."""
+    (mr,) = (m for m in device.mrs.values() if isinstance(m, Mr))
+    for cq in device.cqs.values():
+        while cq.poll(256):
+            pass
+    write = SendWr(WrOpcode.RDMA_WRITE, [mr.sge()] * SGES, remote_addr=peer.iova, rkey=peer.rkey)
+    for qp in device.qps.values():
+        room = DEPTH - int(qp.record["sq_prod"] - qp.record["sq_head"])
+        qp.post_send([write] * room)
 
 
 class Stopwatch(HostPlace):
@@ -102,7 +106,7 @@ def is_active(function: Function) -> int:
     return sum(int(qp.record["sq_prod"]) > int(qp.record["sq_head"]) for qp in function.device.qps.values())
 
 
-async def moves(hosts: list[Host], function: Function, count: int, policy: str) -> list[float]:
+async def moves(hosts: list[Host], function: Function, peer: Mr, count: int, policy: str) -> list[float]:
     """Blackouts in milliseconds, there and back and there again."""
     found = []
     homes = [hosts[0], hosts[2]]
@@ -112,12 +116,15 @@ async def moves(hosts: list[Host], function: Function, count: int, policy: str) 
             door = Path(directory) / f"{i}"
             place = places[(i + 1) % 2]
             arrivals = Arrivals(place)
+            keep_busy(function.device, peer)
             async with listen_unix(arrivals, door):
                 departure = Departure(
                     function.device, dial_unix(door), policy=policy, limits=Limits(downtime_ns=10_000_000_000),
                     leave=lambda mac, function=function: function.close(),
                 )  # fmt: skip
-                await departure.run()
+                report = await departure.run()
+                if not report.sketched:
+                    print("a move that was not prepared", file=sys.stderr)
             found.append((place.first_packet_ns - departure.paused_at_ns) / 1e6)
             (function,) = place.host.functions
             await asyncio.sleep(0.2)
@@ -128,11 +135,10 @@ def measure(count: int, times: int, policy: str, privileged: bool) -> dict[str, 
     with network(3, privileged=privileged) as hosts:
         function = hosts[0].add_function("moving", f"{IP}/24", mac=MAC)
         near = Side(function.device, count, MIB)
-        far = Side(hosts[1].device, count, near.sges * MIB)
+        far = Side(hosts[1].device, count, SGES * MIB)
         connect(near, far, str(hosts[1].address), hosts[1].mac)
         connect(far, near, IP, MAC)
-        keep_busy(near, far)
-        found = uvloop.run(moves(hosts, function, times, policy))
+        found = uvloop.run(moves(hosts, function, far.mr, times, policy))
         (function,) = hosts[0].functions or hosts[2].functions
         active = is_active(function)
         errors = sum(qp.state != QpState.RTS for qp in function.device.qps.values())
@@ -151,6 +157,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     warm.prepare()
+    warm.moving()
     sys.setswitchinterval(0.0005)
     privileged = args.wire == "veth" or (args.wire == "auto" and os.geteuid() == 0)
     rows = [measure(int(n), args.moves, args.policy, privileged) for n in args.qps.split(",")]

@@ -80,6 +80,9 @@ class HostPlace:
     def on_start(self, arrival: Arrival) -> None:
         """It runs from now on."""
 
+    def on_complete(self, arrival: Arrival) -> None:
+        """All of its memory is here. Until then only the device knows which pages are missing (post-copy)."""
+
     def on_drop(self, arrival: Arrival) -> None:
         """It will not run here; after `on_arrival` only."""
 

@@ -9,12 +9,11 @@ import errno
 from typing import Any
 
 from softrnic.errors import VerbsError
-from softrnic.migrate import peer_of, survival
 from softrnic.spec import QpState, QpType
 from softrnic.verbs import Device, Mr, Mw, Pd, Qp
+from softrnic.verbs.survival import POLICIES
 
 Row = dict[str, Any]
-POLICIES = ("silence", "rnr")
 KINDS = ("qp", "mr", "cq", "pd", "srq")
 
 
@@ -128,16 +127,17 @@ def survivals(functions: list[Device], pause_ns: int, policy: str, lqpn: int | N
 
     EINVAL for a policy that there is not.
     """
-    if policy not in POLICIES:
+    if policy not in POLICIES:  # also of a function without queue pairs
         raise VerbsError(errno.EINVAL, f"policy {policy!r} is not one of {', '.join(POLICIES)}")
     rows = []
     for device in functions:
         for qp in list(device.qps.values()):
             if qp.state not in (QpState.RTS, QpState.SQD, QpState.RTR, QpState.SUSPENDED) or lqpn not in (None, qp.qpn):
                 continue
-            found = survival(peer_of(qp, policy), pause_ns)
+            found = qp.survival(pause_ns, policy)
             rows.append({
                 "ifname": device.name, "lqpn": qp.qpn, "type": qp.type.name, "survives": found.survives,
                 "until_ns": found.until_ns, "limit": found.limit, "advice": list(found.advice),
+                "if_lost_ns": found.if_lost_ns, "waiting": list(found.waiting),
             })  # fmt: skip
     return rows

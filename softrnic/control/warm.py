@@ -9,6 +9,7 @@ signal raises inside the compiler (Ctrl-C) is lost in its callbacks.
 from __future__ import annotations
 
 import functools
+import mmap
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from softrnic.control import pump
 from softrnic.control.nic import FAR_FUTURE_NS
 from softrnic.jit import JIT, cache_dir
 from softrnic.layout import make_ring
-from softrnic.migrate import pages, restore, save
+from softrnic.migrate import pages, restore, save, sketch
 from softrnic.migrate.stream import PAGE
 from softrnic.qp import admin
 from softrnic.verbs import Access, AhAttr, Device, Mtu, QpState, QpType, RecvWr, SendWr, WrOpcode
@@ -98,6 +99,13 @@ def paging(device: Device) -> None:
 _DIE_WITH_PARENT = "import ctypes; ctypes.CDLL(None).prctl(1, 9)"  # PR_SET_PDEATHSIG: when we cannot end it ourselves
 
 
+class _NoSource:
+    """Is not asked for anything."""
+
+    def request(self, addr: int, length: int, urgent: bool) -> None:
+        """Nothing is on its way."""
+
+
 @functools.cache
 def moving() -> None:
     """What saving and restoring need, once per process: it would else be loaded during the first pause."""
@@ -113,8 +121,17 @@ def moving() -> None:
     qp.modify(QpState.RTS, sq_psn=0, timeout=0, retry_cnt=0, rnr_retry=0, max_rd_atomic=1)
     qp.post_recv(RecvWr([memory.sge()]))
     qp.post_send(SendWr(WrOpcode.SEND, [memory.sge()]))
+    drawn = sketch.draw(one, {})
     one.suspend("rnr")
-    restore(other, save(one), lambda region: np.zeros(region.length, np.uint8))
+    save(one)
+    made = restore(other, drawn.data, lambda region: np.zeros(region.length, np.uint8))
+    sketch.fill(other, made, drawn.fill_in(one) or b"")
+    other.space.page_source = _NoSource()
+    room = mmap.mmap(-1, 2 * PAGE)
+    address = int(np.frombuffer(room, np.uint8).ctypes.data)
+    other.space.resolve(address, PAGE)
+    other.space.land(address + PAGE, bytes(PAGE))
+    other.space.page_source = None
     other.resume()
     for device in (one, other):
         device.destroy()

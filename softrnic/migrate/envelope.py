@@ -14,6 +14,7 @@ import zlib
 from typing import NamedTuple
 
 from softrnic.errors import StateError
+from softrnic.migrate.checksum import crc32
 
 MAGIC = b"SOFTRNIC"
 FORMAT = 1
@@ -31,20 +32,25 @@ class Section(NamedTuple):
     ident: int
     version: int
     flags: int
-    payload: bytes
+    payload: bytes | memoryview
 
 
 def wrap(sections: list[Section], producer: str) -> bytes:
     """The sections in one buffer."""
+    return b"".join(wrapped(sections, producer))
+
+
+def wrapped(sections: list[Section], producer: str) -> list[bytes | memoryview]:
+    """The parts of that buffer, payloads as they are."""
     head = _FILE.pack(MAGIC, FORMAT, len(sections), producer.encode("ascii")[:16])
-    parts = [head, _CRC.pack(zlib.crc32(head))]
+    parts: list[bytes | memoryview] = [head, _CRC.pack(zlib.crc32(head))]
     for s in sections:
         header = _SECTION.pack(s.ident, s.version, s.flags, 0, len(s.payload))
-        parts += [header, _CRC.pack(zlib.crc32(s.payload, zlib.crc32(header))), s.payload]
-    return b"".join(parts)
+        parts += [header, _CRC.pack(crc32(s.payload, zlib.crc32(header))), s.payload]
+    return parts
 
 
-def unwrap(data: bytes, known: dict[int, int]) -> dict[int, Section]:
+def unwrap(data: bytes | memoryview, known: dict[int, int]) -> dict[int, Section]:
     """The sections of `known` (id to newest version understood), by id; StateError for anything out of order."""
     head = _take(data, 0, _FILE.size, "$")
     magic, version, count, _ = _FILE.unpack(head)
@@ -70,20 +76,25 @@ def unwrap(data: bytes, known: dict[int, int]) -> dict[int, Section]:
     return found
 
 
-def _section(data: bytes, at: int, path: str) -> tuple[Section, int]:
+def _section(data: bytes | memoryview, at: int, path: str) -> tuple[Section, int]:
     header = _take(data, at, _SECTION.size, path)
     ident, version, flags, zero, length = _SECTION.unpack(header)
     at += _SECTION.size
     (crc,) = _CRC.unpack(_take(data, at, 4, path))
-    payload = _take(data, at + 4, length, path)
-    if crc != zlib.crc32(payload, zlib.crc32(header)):
+    payload = _view(data, at + 4, length, path)
+    if crc != crc32(payload, zlib.crc32(header)):
         raise StateError(path, "damaged: the checksum does not match")
     if zero or flags & ~OPTIONAL or version == 0:
         raise StateError(path, "reserved bits are set, or the version is 0")
     return Section(ident, version, flags, payload), at + 4 + length
 
 
-def _take(data: bytes, at: int, length: int, path: str) -> bytes:
+def _take(data: bytes | memoryview, at: int, length: int, path: str) -> bytes:
+    return bytes(_view(data, at, length, path))
+
+
+def _view(data: bytes | memoryview, at: int, length: int, path: str) -> memoryview:
+    """Part of the data, not copied: it may be large."""
     if len(data) - at < length:
         raise StateError(path, f"cut short: {length} bytes expected, {max(0, len(data) - at)} left")
-    return bytes(data[at : at + length])
+    return memoryview(data)[at : at + length]

@@ -9,6 +9,7 @@ format for files.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -72,13 +73,31 @@ class Live(NamedTuple):
     rds: np.ndarray
 
 
+def allocate(counts: Sequence[int]) -> tuple[memoryview, Live]:
+    """Arrays of so many rows, as parts of the buffer in which they travel."""
+    size = 4 * (1 + len(_DTYPES))
+    places = []
+    for dtype, count in zip(_DTYPES, counts, strict=True):
+        places.append(size)
+        size += count * dtype.itemsize
+    buffer = np.zeros(size, np.uint8)
+    buffer[: 4 * (1 + len(_DTYPES))] = np.array([VERSION, *counts], "<u4").view(np.uint8)
+    arrays = (
+        np.frombuffer(buffer.data, dtype, count, place)
+        for dtype, count, place in zip(_DTYPES, counts, places, strict=True)
+    )
+    return buffer.data, Live(*arrays)
+
+
 def to_bytes(live: Live) -> bytes:
-    """As one buffer."""
-    counts = np.array([VERSION, *(len(array) for array in live)], "<u4")
-    return b"".join([counts.tobytes(), *(array.tobytes() for array in live)])
+    """The buffer in which these arrays travel."""
+    buffer, arrays = allocate([len(array) for array in live])
+    for mine, theirs in zip(arrays, live, strict=True):
+        mine[:] = theirs
+    return bytes(buffer)
 
 
-def from_bytes(data: bytes) -> Live:
+def from_bytes(data: bytes | memoryview) -> Live:
     """The inverse; StateError if the lengths do not fit."""
     size = 4 * (1 + len(_DTYPES))
     if len(data) < size:

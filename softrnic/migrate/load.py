@@ -112,7 +112,7 @@ def _decode(data: bytes) -> dict[int, Any]:
     return states
 
 
-def decode_section(payload: bytes, kind: type[T]) -> T:
+def decode_section(payload: bytes | memoryview, kind: type[T]) -> T:
     """A section's struct; StateError, by the path of the field, for anything else."""
     try:
         return msgspec.msgpack.decode(payload, type=kind)

@@ -91,12 +91,15 @@ class Saver:
             ahs=[schema.Ah(pd=self.pds[ah.pd], path=self.handle(ah)) for ah in self.ahs],
         )
 
-    def queues(self) -> schema.QueueState:
-        """Section 3."""
-        device = self.device
-        return schema.QueueState(
-            cqs=[self.cq(c) for c in device.cqs.values()], srqs=[self.srq(s) for s in device.srqs.values()]
-        )
+    def queues(self, *, contents: bool = True) -> schema.QueueState:
+        """Section 3; without `contents` as they were when they were made."""
+        cqs, srqs = self.device.cqs.values(), self.device.srqs.values()
+        if not contents:
+            return schema.QueueState(
+                cqs=[schema.Cq(cqn=c.cqn, size=c.size) for c in cqs],
+                srqs=[schema.Srq(srqn=s.srqn, pd=self.pds[s.pd], max_wr=s.max_wr, max_sge=s.max_sge) for s in srqs],
+            )
+        return schema.QueueState(cqs=[self.cq(c) for c in cqs], srqs=[self.srq(s) for s in srqs])
 
     def counters(self) -> dict[str, int]:
         """Those of the adapter, if all it counts was for this function."""

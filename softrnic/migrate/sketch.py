@@ -19,7 +19,7 @@ import numpy as np
 
 from softrnic.errors import StateError
 from softrnic.migrate import live, schema
-from softrnic.migrate.envelope import OPTIONAL, PRODUCER, Section, unwrap, wrap
+from softrnic.migrate.envelope import OPTIONAL, PRODUCER, Section, unwrap, wrap, wrapped
 from softrnic.migrate.live_check import FIELDS, check
 from softrnic.migrate.live_put import put
 from softrnic.migrate.load import Restored, decode_section, fill_cq, fill_srq, note_events, restore_counters
@@ -48,6 +48,11 @@ class Sketch:
 
     def fill_in(self, device: Device) -> bytes | None:
         """What is under way on a device that is suspended and settled (else EBUSY); None if the sketch is too old."""
+        parts = self.fill_in_parts(device)
+        return None if parts is None else b"".join(parts)
+
+    def fill_in_parts(self, device: Device) -> list[bytes | memoryview] | None:
+        """The same in parts, uncopied."""
         all_settled(device)
         with device.quiesced():
             saver = Saver(device, self._names)
@@ -60,34 +65,26 @@ class Sketch:
             if counters := saver.counters():
                 parts[6] = schema.CounterState(counters=counters)
         sections = [Section(i, 1, OPTIONAL if i == 6 else 0, msgspec.msgpack.encode(p)) for i, p in parts.items()]
-        return wrap([*sections, Section(LIVE, live.VERSION, 0, live.to_bytes(columns))], PRODUCER)
+        return wrapped([*sections, Section(LIVE, live.VERSION, 0, columns)], PRODUCER)
 
 
 def draw(device: Device, names: Mapping[int, str]) -> Sketch:
-    """A sketch of a device that may be running."""
-    with device.quiesced():
-        saver = Saver(device, names)
-        states = {
-            1: saver.device_state(), 2: saver.memory(), 3: _empty(saver.queues()),
-            4: schema.QpState(qps=[saver.outline(qp) for qp in device.qps.values()]),
-            5: schema.EventState(),
-        }  # fmt: skip
-        objects, attributes = _objects(saver), _attributes(device)
+    """A sketch of a device that may be running, and goes on meanwhile. Making and destroying must wait."""
+    before = _attributes(device)
+    saver = Saver(device, names)
+    states = {
+        1: saver.device_state(), 2: saver.memory(), 3: saver.queues(contents=False),
+        4: schema.QpState(qps=[saver.outline(qp) for qp in device.qps.values()]),
+        5: schema.EventState(),
+    }  # fmt: skip
+    objects = _objects(saver) if _attributes(device) == before else b""  # changed while we looked: of no use
     sections = [Section(i, schema.SECTIONS[i][1], 0, msgspec.msgpack.encode(state)) for i, state in states.items()]
-    return Sketch(wrap(sections, PRODUCER), dict(names), objects, attributes)
-
-
-def _empty(queues: schema.QueueState) -> schema.QueueState:
-    replace = msgspec.structs.replace
-    return schema.QueueState(
-        cqs=[replace(cq, entries=[], armed=0, overrun=False) for cq in queues.cqs],
-        srqs=[replace(srq, posted=[], limit=0, error=False) for srq in queues.srqs],
-    )
+    return Sketch(wrap(sections, PRODUCER), dict(names), objects, before)
 
 
 def _objects(saver: Saver) -> bytes:
     """Everything but queue pairs and what lies in queues."""
-    return msgspec.msgpack.encode((saver.device_state(), saver.memory(), _empty(saver.queues())))
+    return msgspec.msgpack.encode((saver.device_state(), saver.memory(), saver.queues(contents=False)))
 
 
 def _indices(device: Device) -> np.ndarray:
@@ -103,21 +100,34 @@ def _attributes(device: Device) -> bytes:
     return b"".join(part.tobytes() for part in parts)
 
 
-def _columns(device: Device) -> live.Live | None:
+def _columns(device: Device) -> memoryview | None:
     """The live part of all queue pairs, or None if it names objects."""
     tables, indices, totals = device.engine.tables, _indices(device), np.zeros(4, np.int64)
     if not live.measure(tables, indices, totals):
         return None
-    wqes, sges, recvs, rds = totals.tolist()
-    columns = live.Live(
-        np.zeros(len(indices), live.LIVE_QP), np.zeros(wqes, live.LIVE_WQE), np.zeros(sges, live.LIVE_SGE),
-        np.zeros(recvs, live.LIVE_RECV), np.zeros(rds, live.LIVE_RD),
-    )  # fmt: skip
+    buffer, columns = live.allocate([len(indices), *totals.tolist()])
     live.take(tables, indices, columns)
-    return columns
+    return buffer
 
 
-def fill(device: Device, made: Restored, data: bytes) -> None:
+def touch(device: Device, made: Restored) -> None:
+    """Have the kernel give the memory that `fill` will write: it does so when a page is first touched, and is slow."""
+    record, qps = device.record, device.record["qps"]
+    for qp in made.qps.values():
+        q = qps[qp.index]
+        record["wqes"][int(q["sq_base"]) : int(q["sq_base"]) + qp.sq_size] = 0
+        first = int(q["sq_sge_base"])
+        record["sges"][first : first + qp.sq_size * qp.sq_sge_max] = 0
+        if qp.rq_size:
+            record["rwqes"][int(q["rq_base"]) : int(q["rq_base"]) + qp.rq_size] = 0
+            first = int(q["rq_sge_base"])
+            record["sges"][first : first + qp.rq_size * qp.rq_sge_max] = 0
+    for cq in made.cqs.values():
+        first = int(record["cqs"][cq.index]["base"])
+        device.cqes[first : first + cq.size] = 0
+
+
+def fill(device: Device, made: Restored, data: bytes | memoryview) -> None:
     """Put what is under way into the objects of a restored sketch, still suspended.
 
     StateError, and an undefined mixture that only `device.close` ends, for what does not fit.

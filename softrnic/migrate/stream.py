@@ -153,8 +153,12 @@ class State(Message, frozen=True, tag="state"):
     live: bool
 
 
+class Sketched(Message, frozen=True, tag="sketched"):
+    """< The objects are there."""
+
+
 class Ready(Message, frozen=True, tag="ready"):
-    """< A sketch or a state is in place."""
+    """< The state is in place."""
 
 
 class Refused(Message, frozen=True, tag="refused"):
@@ -189,8 +193,8 @@ class Complete(Message, frozen=True, tag="complete"):
 
 
 AnyMessage = (
-    Challenge | Proof | Hello | Welcome | Pages | Zeros | Sync | Ack | Want | Missing | Sketch | State | Ready | Refused
-    | Commit | Runs | Retract | Drop | Dropped | Complete
+    Challenge | Proof | Hello | Welcome | Pages | Zeros | Sync | Ack | Want | Missing | Sketch | Sketched | State
+    | Ready | Refused | Commit | Runs | Retract | Drop | Dropped | Complete
 )  # fmt: skip
 _BODIES = {"pages": RUN_PAGES * PAGE, "missing": 1 << 25, "sketch": MAX_STATE, "state": MAX_STATE}
 _MAX_BODY = max(_BODIES.values())

@@ -23,6 +23,13 @@ def doorbell(engs: np.ndarray, qp_index: int) -> None:
 
 
 @kernel
+def doorbells(engs: np.ndarray, indices: np.ndarray) -> None:
+    """The same of many."""
+    for i in range(len(indices)):
+        ring_doorbell(engs[0], indices[i])
+
+
+@kernel
 def to_error(engs: np.ndarray, qp_index: int) -> None:
     """Take a QP to the error state and flush it; it sends nothing more."""
     eng = engs[0]

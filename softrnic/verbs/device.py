@@ -22,7 +22,8 @@ from softrnic.mem.mr import key_of
 from softrnic.qp import admin
 from softrnic.qp.inbound import qpn_key
 from softrnic.slab import Numbers
-from softrnic.spec import EventType, OdpGeneral, OdpSupport, QpState
+from softrnic.spec import EventType, OdpGeneral, OdpSupport
+from softrnic.verbs import suspension
 from softrnic.verbs.adapter import Adapter, PortAttr, Shared
 from softrnic.verbs.address import Gid, IpAddress, gid_bytes
 from softrnic.verbs.cq import Cq
@@ -350,10 +351,7 @@ class Device:
         """
         if (policy == "forward") != (to is not None):
             raise VerbsError(errno.EINVAL, 'the policy "forward", and no other, says where to')
-        self.suspend_egress()
-        for qp in self._on_the_wire():
-            held = "rnr" if policy == "stop" and not qp.peer_may_stop else policy
-            qp.suspend("silence" if to else held, **how)
+        suspension.suspend(self, "silence" if to else policy, **how)
         if to is None:
             self.hear()
         else:
@@ -361,14 +359,12 @@ class Device:
 
     def suspend_egress(self) -> None:
         """The first phase alone, for several devices that talk to each other: do this on all of them first."""
-        for qp in self._on_the_wire():
-            qp.suspend_egress()
+        suspension.suspend_egress(self)
 
     def resume(self) -> None:
         """Put every suspended QP back on the wire."""
         self.hear()
-        for qp in self.qps.values():
-            qp.resume()
+        suspension.resume(self)
 
     def abort(self) -> None:
         """Give a move up: every QP goes on here as if nothing had happened."""
@@ -377,11 +373,7 @@ class Device:
     @property
     def settled(self) -> bool:
         """Whether no QP is on the wire and none has anything left to say."""
-        return all(qp.settled for qp in self.qps.values())
-
-    def _on_the_wire(self) -> list[Qp]:
-        off = (QpState.RESET, QpState.INIT, QpState.ERR)
-        return [qp for qp in self.qps.values() if qp.state not in off]
+        return suspension.settled(self)
 
     # --- events and counters ---
 

@@ -24,6 +24,7 @@ from softrnic.verbs.cq import Cq
 from softrnic.verbs.pd import AhAttr, with_mac, write_av
 from softrnic.verbs.srq import Srq, put_rwqe
 from softrnic.verbs.survival import POLICIES, Peer, Survival, survival
+from softrnic.verbs.suspension import HOLD_RNR_TIMER, HOLDS, ON_THE_WIRE
 from softrnic.verbs.wr import RecvWr, SendWr
 from softrnic.wire.frame import flow_sport
 
@@ -56,11 +57,8 @@ _RANGES = {
     "rnr_retry": (0, 7),
 }
 _ANY_ACCESS = sum(Access)
-_ON_THE_WIRE = (QpState.RTR, QpState.RTS, QpState.SQD, QpState.SQE)
 _PATIENCE = ("timeout", "retry_cnt", "rnr_retry")
 _SENDING = (QpState.RTS, QpState.SQD)
-_HOLDS = {"silence": Hold.SILENCE, "rnr": Hold.RNR, "stop": Hold.STOP}
-HOLD_RNR_TIMER = 20  # 10.24 ms: how long a held peer is asked to wait at a time
 
 
 class Qp:
@@ -197,7 +195,7 @@ class Qp:
         check_modify(self.type, old, new, frozenset(attr))
         if attr.pop("cur_state", old) != old:
             raise VerbsError(errno.EINVAL, f"cur_state: the QP is in {old.name}")
-        if old == QpState.SUSPENDED and new in _ON_THE_WIRE and new != self.resumes_to:
+        if old == QpState.SUSPENDED and new in ON_THE_WIRE and new != self.resumes_to:
             where = f"the QP was suspended in {self.resumes_to.name}"
             raise VerbsError(errno.EINVAL, f"no transition from {old.name} to {new.name}: {where}")
         self._check_values(attr)
@@ -287,11 +285,11 @@ class Qp:
                 self.record["resume_to"] = old
                 self.record["hold"] = Hold.SILENCE
             elif old == QpState.SUSPENDED:
-                self._restart_requester()
+                self.restart_requester()
             self.record["state"] = new
             self.device.ring_doorbell(self.index)
 
-    def _restart_requester(self) -> None:
+    def restart_requester(self) -> None:
         """Requests flow again, if need be after a RESUME that the peer acknowledges.
 
         The local ACK timeout runs in full from the next transmit on: no time away counts.
@@ -329,7 +327,7 @@ class Qp:
 
     def suspend_egress(self) -> None:
         """First phase of a suspension: no new requests, no timeouts; what arrives is still taken and answered."""
-        if self.state not in (*_ON_THE_WIRE, QpState.SUSPENDED):
+        if self.state not in (*ON_THE_WIRE, QpState.SUSPENDED):
             raise VerbsError(errno.EINVAL, f"a QP in {self.state.name} is not on the wire")
         with self.device.quiesced():
             self.record["quiet"] = 1
@@ -343,8 +341,8 @@ class Qp:
         """
         if policy == "forward":
             raise VerbsError(errno.EINVAL, "packets are sent on by address: suspend the device so")
-        if policy not in _HOLDS:
-            raise VerbsError(errno.EINVAL, f"policy {policy!r} is not one of {', '.join(_HOLDS)}")
+        if policy not in HOLDS:
+            raise VerbsError(errno.EINVAL, f"policy {policy!r} is not one of {', '.join(HOLDS)}")
         if policy == "stop" and not self.peer_may_stop:
             raise VerbsError(errno.EINVAL, "the peer has not agreed to be stopped, and would take it for an error")
         if not 0 <= rnr_timer <= 31:
@@ -353,7 +351,7 @@ class Qp:
         if self.state != QpState.SUSPENDED:
             self.modify(QpState.SUSPENDED)
         with self.device.quiesced():
-            self.record["hold"], self.record["hold_timer"] = _HOLDS[policy], rnr_timer
+            self.record["hold"], self.record["hold_timer"] = HOLDS[policy], rnr_timer
         self.device.ring_doorbell(self.index)
 
     def resume(self) -> None:
@@ -362,7 +360,7 @@ class Qp:
             self.modify(self.resumes_to)
         elif self.record["quiet"]:
             with self.device.quiesced():
-                self._restart_requester()
+                self.restart_requester()
             self.device.ring_doorbell(self.index)
 
     def abort(self) -> None:
@@ -373,7 +371,7 @@ class Qp:
     def settled(self) -> bool:
         """Whether nothing more leaves this QP by itself, so that its state may be saved."""
         q = self.record
-        if self.state in _ON_THE_WIRE:
+        if self.state in ON_THE_WIRE:
             return False
         if self.state != QpState.SUSPENDED:
             return int(q["rd_head"]) == int(q["rd_tail"]) and not q["ack_state"]

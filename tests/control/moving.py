@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from netio.arp import Neighbours
 from netio.middleware import put_frame
 from netio.switch import MemorySwitch
+from softrnic.control import warm
 from softrnic.control.migration import Arrival, Arrivals, Departure, Owner, dial_unix, listen_unix
 from softrnic.control.nic import Nic
 from softrnic.layout import make_ring
@@ -50,7 +52,7 @@ def connect(a: End, b: End) -> None:
             max_dest_rd_atomic=8, min_rnr_timer=6,
         )  # fmt: skip
     for end, psn in ((a, 9), (b, 7)):
-        end.qp.modify(QpState.RTS, sq_psn=psn, timeout=14, retry_cnt=7, rnr_retry=7, max_rd_atomic=8)
+        end.qp.modify(QpState.RTS, sq_psn=psn, timeout=17, retry_cnt=7, rnr_retry=7, max_rd_atomic=8)
 
 
 class Traffic:
@@ -119,6 +121,7 @@ class Room:
         self.arrivals: list[Arrival] = []
         self.started: list[Arrival] = []
         self.dropped: list[Arrival] = []
+        self.completed: list[Arrival] = []
         self.taken = False
 
     @property
@@ -140,14 +143,17 @@ class Room:
             with self.nic.quiesced():
                 self.nic.port.send_burst(ring, 1, 0)
 
-    def allocate(self, piece: Piece) -> bytearray:
-        return bytearray(piece.length)
+    def allocate(self, piece: Piece) -> mmap.mmap:
+        return mmap.mmap(-1, piece.length)
 
     def on_arrival(self, arrival: Arrival) -> None:
         self.arrivals.append(arrival)
 
     def on_start(self, arrival: Arrival) -> None:
         self.started.append(arrival)
+
+    def on_complete(self, arrival: Arrival) -> None:
+        self.completed.append(arrival)
 
     def on_drop(self, arrival: Arrival) -> None:
         self.dropped.append(arrival)
@@ -176,6 +182,8 @@ class Scene:
     """Hosts on a switch: the function on the first, its peer on the second, a place on the third; one to spare."""
 
     def __init__(self, size: int = SIZE) -> None:
+        warm.prepare()  # or the first packets wait for the compiler, and their senders give up
+        warm.moving()
         self.stack = contextlib.ExitStack()
         self.switch = self.stack.enter_context(MemorySwitch(4))
         self.nics = [

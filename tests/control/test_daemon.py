@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from netio.switch import MemorySwitch
-from softrnic.control import rpc
+from softrnic.control import rpc, warm
 from softrnic.control.cli import main
 from softrnic.control.daemon import HostPlace, serve
 from softrnic.control.host import Host, on_wire
@@ -72,7 +72,8 @@ class Lab:
     """Two hosts with daemons and a third for the peer, on a switch; function vf0 on the first."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
+        warm.prepare()
+        warm.moving()
         self.stack = contextlib.ExitStack()
         self.switch = self.stack.enter_context(MemorySwitch(3))
         self.hosts = [
@@ -107,7 +108,7 @@ class Lab:
             await self.ask(rpc.FunctionAdd("vf0", ADDRESS.format(9), mac="02:00:00:00:00:99"))
         vf = Party(self.hosts[0].functions[0].device, MEMORY)
         peer = Party(self.hosts[2].device, 1 << 16)
-        await asyncio.to_thread(connect_pair, vf.qp, peer.qp, rd_atomic=8)
+        await asyncio.to_thread(connect_pair, vf.qp, peer.qp, rd_atomic=8, timeout=17)
         return vf, peer, Traffic(peer, vf.mr)  # type: ignore[arg-type]
 
 

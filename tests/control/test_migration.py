@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from softrnic.control.migration import (
 )
 from softrnic.errors import StateError
 from softrnic.migrate.commit import Source
+from softrnic.migrate.precopy import Limits
+from softrnic.migrate.stream import Piece
 from tests.control.moving import Proxy, Recorder, Room, departure, destination, scene
 
 pytestmark = [pytest.mark.jit_only, pytest.mark.timeout(600)]
@@ -197,5 +200,86 @@ def test_limits_of_patience(tmp_path: Path) -> None:
                 await vanishing.aclose()
             assert leaving.state is Source.COMMITTED
             assert made.source.qps
+
+    run(story())
+
+
+# --- memory that comes afterwards -----------------------------------------------------------------------------
+
+LATER = Limits(downtime_ns=6_000_000, postcopy=True)  # 5 ms of it are fixed: all else is too long
+BIG = 4 << 20
+
+
+def test_postcopy(tmp_path: Path) -> None:
+    """The function runs before its memory is there; what its peer needs is asked for, and comes first."""
+
+    async def story() -> None:
+        with scene(BIG) as made:
+            async with destination(made, tmp_path / "there"):
+                await made.traffic.some()
+                report = await departure(made, tmp_path / "there", limits=LATER).run()
+                await made.traffic.some()
+                (arrival,) = made.room.completed
+                assert arrival is made.room.started[0]
+            made.check_moved()
+            assert 0 < report.postcopy_pages <= BIG // 4096
+            assert made.room.device.counters()["page_faults"] >= report.demanded_pages
+
+    run(story())
+
+
+@pytest.mark.parametrize("after", ["Missing", "State", "Ready", "Commit", "Runs", "Pages", 40, 60, 80])
+def test_postcopy_cut(after: str | int, tmp_path: Path) -> None:
+    """The connection breaks before, while and after the rest of the memory comes; late pages spoil nothing."""
+
+    async def story() -> None:
+        with scene(BIG) as made:
+            proxy = Proxy(tmp_path / "there", after, "cut")
+            async with destination(made, tmp_path / "there"), proxy.listening(tmp_path / "proxy"):
+                await made.traffic.some(1)
+                await departure(made, tmp_path / "proxy", limits=LATER).run()
+                await made.traffic.some(3)
+                async with asyncio.timeout(10):
+                    while not made.room.completed:
+                        await asyncio.sleep(0.005)
+            made.check_moved()
+
+    run(story())
+
+
+def test_postcopy_faults_while_nothing_comes(tmp_path: Path) -> None:
+    """The source stops sending after the switch; the peer needs a page; the connection is made again, and it comes."""
+
+    async def story() -> None:
+        with scene(BIG) as made:
+            there, between = tmp_path / "there", tmp_path / "proxy"
+            proxy = Proxy(there, "Runs", "cut")
+            async with destination(made, there) as arrivals, proxy.listening(between):
+                await made.traffic.some(1)
+                task = asyncio.create_task(departure(made, between, limits=LATER).run())
+                report = await task
+                await made.traffic.some(3)
+                (incoming,) = arrivals.incoming
+                assert report.demanded_pages <= report.postcopy_pages
+                assert not any(bits.any() for bits in incoming.missing)
+            made.check_moved()
+            assert report.reconnects >= 1
+
+    run(story())
+
+
+def test_no_postcopy_where_memory_is_not_aligned(tmp_path: Path) -> None:
+    class Crooked(Room):
+        def allocate(self, piece: Piece) -> memoryview:
+            return memoryview(mmap.mmap(-1, piece.length + 8))[8:]
+
+    async def story() -> None:
+        with scene(BIG) as made:
+            made.room = Crooked(made.nics[2])
+            async with destination(made, tmp_path / "there"):
+                with pytest.raises(NotMovedError, match="not page-aligned"):
+                    await departure(made, tmp_path / "there", limits=LATER).run()
+                await made.traffic.some()
+            made.check_stayed()
 
     run(story())

@@ -26,6 +26,7 @@ SAID: list[tuple[stream.AnyMessage, int]] = [
     (stream.Missing(0), 3),
     (stream.Sketch(), 100),
     (stream.State(5, False), 100),
+    (stream.Sketched(), 0),
     (stream.Ready(), 0),
     (stream.Refused("$.qps[0]", "no"), 0),
     (stream.Commit(), 0),

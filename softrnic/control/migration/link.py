@@ -41,6 +41,11 @@ class Link:
         except (OSError, RuntimeError) as error:
             raise LinkLostError(str(error)) from None
 
+    def post(self, message: stream.AnyMessage) -> None:
+        """Send a message without waiting, and without hearing whether the connection still is."""
+        with contextlib.suppress(OSError, RuntimeError):
+            self._writer.write(stream.emit(message))
+
     async def receive(self) -> tuple[Any, bytes]:
         """The next message and its body. LinkLostError at the end; StateError for what is no message."""
         header_length, body_length, crc = stream.lengths(await self._read(stream.HEAD.size))

@@ -62,13 +62,16 @@ class Place(Protocol):
         """Tell the network that its addresses are here now."""
 
     def allocate(self, piece: Piece) -> Any:
-        """A writable buffer for a piece of its memory, of that length."""
+        """A writable buffer for a piece of its memory, of that length; page-aligned if pages may come later."""
 
     def on_arrival(self, arrival: Arrival) -> None:
         """Everything is restored, and suspended. VerbsError or StateError refuses it."""
 
     def on_start(self, arrival: Arrival) -> None:
         """It runs from now on."""
+
+    def on_complete(self, arrival: Arrival) -> None:
+        """All of its memory is here. Until then only the device knows which pages are missing (post-copy)."""
 
     def on_drop(self, arrival: Arrival) -> None:
         """It will not run here; after `on_arrival` only."""

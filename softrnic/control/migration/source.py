@@ -25,6 +25,7 @@ from softrnic.migrate import pages, save, stream
 from softrnic.migrate.commit import Event, Source, Target, source_after
 from softrnic.migrate.postcopy import PageOrder
 from softrnic.migrate.precopy import Limits, Round, Step, bandwidth, decide, downtime
+from softrnic.migrate.sketch import Sketch, draw
 from softrnic.verbs import Device
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,8 @@ class Report:
     demanded_pages: int = 0
     """Of those, the ones that somebody waited for."""
     state_bytes: int = 0
+    sketched: bool = False
+    """Whether the objects were made before the pause."""
     sent_bytes: int = 0
     reconnects: int = 0
 
@@ -109,6 +112,7 @@ class Departure:
         self._orders: list[PageOrder] = []  # after the switch
         self._in_flight: deque[tuple[int, int, int, int]] = deque()  # (seq, piece, first, count)
         self._seq = 0
+        self._sketch: Sketch | None = None
         self.paused_at_ns = 0
         self._wanted = asyncio.Event()
 
@@ -292,6 +296,7 @@ class Departure:
             await link.send(stream.Retract())
         self.progress.memory_bytes = sum(m.piece.length for m in self._memory)
         rounds: list[Round] = []
+        await self._send_sketch(link)
         while True:
             rounds.append(await self._round(link, len(rounds)))
             self.report.rounds.append(rounds[-1])
@@ -302,6 +307,13 @@ class Departure:
             if decision.step is not Step.AGAIN:
                 break
         await self._switch(link, later=decision.step is Step.POSTCOPY)
+
+    async def _send_sketch(self, link: Link) -> None:
+        """The objects there are, so that the destination makes them before the pause. A help, not a need."""
+        self._tell("sketching")
+        self._sketch = await asyncio.to_thread(draw, self.device, self._names)
+        await link.send(stream.Sketch(), self._sketch.data)
+        await self._answer(stream.Sketched)
 
     async def _round(self, link: Link, number: int) -> Round:
         self.progress.round = number + 1
@@ -363,9 +375,13 @@ class Departure:
                 await link.send(stream.Missing(index), pages.to_bitmap(memory.todo))
         else:
             self.report.pages.append((await self._send_todo(link))[0])
-        opaque, data = self.owner.opaque(), save(self.device, self._names)
-        self.report.state_bytes = len(data)
-        await link.send(stream.State(len(opaque), live=False), opaque, data)
+        opaque = self.owner.opaque()
+        parts = self._sketch.fill_in_parts(self.device) if self._sketch else None
+        self.report.sketched = parts is not None
+        if parts is None:
+            parts = [save(self.device, self._names)]
+        self.report.state_bytes = sum(len(part) for part in parts)
+        await link.send(stream.State(len(opaque), live=self.report.sketched), opaque, *parts)
         await self._answer(stream.Ready)
         self._check_cancelled()
         self._commit(later=later)

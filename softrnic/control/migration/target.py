@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from softrnic.control import warm
+from softrnic.control.migration.fetch import Fetch
 from softrnic.control.migration.link import Link, LinkLostError
 from softrnic.control.migration.memory import finder
 from softrnic.control.migration.owner import Arrival, Place
 from softrnic.errors import SoftRnicError, StateError
 from softrnic.migrate import pages, restore, stream
 from softrnic.migrate.commit import Event, Target, target_after
+from softrnic.migrate.sketch import fill, touch
 from softrnic.verbs import Device
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,10 @@ class Incoming:
         """Per piece one bool per page: not here yet, after the function was started."""
         self.handler: asyncio.Task[Any] | None = None
         self.orphaned: asyncio.TimerHandle | None = None
+        self.link: Link | None = None
+        self.wanted: set[tuple[int, int]] = set()
+        self._fetch: Fetch | None = None
+        self._sketched = False
         self._told = False  # the place knows of the arrival
 
     def begin(self) -> None:
@@ -94,23 +100,26 @@ class Incoming:
         if message.first + count > piece.pages:
             raise StateError("$.first", f"pages {message.first} to {message.first + count} of {piece.pages}")
         where = pages.span(message.first, count, piece.length)
-        data: Any = 0
+        data = None
         if isinstance(message, stream.Pages):
             data = np.frombuffer(body, np.uint8)
             if len(data) != where.stop - where.start:
                 raise StateError("$.pages", f"{len(data)} bytes for {count} pages")
             if pages.crcs(data) != message.crcs:
                 raise LinkLostError(f"pages of {piece.name} from {message.first} on came damaged")
-        self._write(message.piece, message.first, count, where, data)
+        if self.status is Target.RUNNING:
+            self._land(message.piece, message.first, count, data)
+        else:
+            self.here.memory[piece.name][where] = 0 if data is None else data
         self.acked = message.seq
 
-    def _write(self, index: int, first: int, count: int, where: slice, data: Any) -> None:
+    def _land(self, piece: int, first: int, count: int, data: np.ndarray | None) -> None:
         """Never over a page that the running function has already."""
-        memory, missing = self.here.memory[self.pieces[index].name], self.missing[index]
-        if self.status is Target.RUNNING and not missing[first : first + count].all():
+        missing = self.missing[piece][first : first + count]
+        if self._fetch is None or not missing.all():
             raise StateError("$.pages", "a page of a function that runs came twice")
-        memory[where] = data
-        missing[first : first + count] = False
+        missing[:] = False
+        self._fetch.land(piece, first, count, data)
 
     def lacks(self, message: stream.Missing, body: bytes) -> None:
         """Which pages will come later."""
@@ -119,7 +128,12 @@ class Incoming:
         count = self.pieces[message.piece].pages
         if len(body) != (count + 7) // 8:
             raise StateError("$.missing", f"{len(body)} bytes for {count} pages")
+        if self._addresses()[message.piece] % stream.PAGE:
+            raise StateError("$.missing", "the memory given here is not page-aligned, as it must be to come later")
         self.missing[message.piece] = pages.from_bitmap(body, count)
+
+    def _addresses(self) -> list[int]:
+        return [int(self.here.memory[piece.name].ctypes.data) for piece in self.pieces]
 
     # --- the function ---
 
@@ -128,7 +142,11 @@ class Incoming:
         after = target_after(self.status, Event.HOLD)
         arrival = self.here
         arrival.opaque = body[: message.owner]
-        arrival.restored = restore(arrival.device, body[message.owner :], finder(arrival.memory))
+        if message.live:
+            self._fill(memoryview(body)[message.owner :])
+        else:
+            _empty(arrival.device)  # of a sketch
+            arrival.restored = restore(arrival.device, body[message.owner :], finder(arrival.memory))
         self.status = after
         try:
             self.place.on_arrival(arrival)
@@ -136,6 +154,26 @@ class Incoming:
             self.retract()
             raise
         self._told = True
+
+    def sketch(self, body: bytes) -> None:
+        """Make the objects already, suspended."""
+        if self.status is not Target.RECEIVING:
+            raise StateError("$.sketch", f"not when {self.status.value}")
+        _empty(self.device)
+        self.here.restored = restore(self.device, body, finder(self.here.memory))
+        touch(self.device, self.here.restored)
+        self._sketched = True
+
+    def _fill(self, data: memoryview) -> None:
+        """Put into the objects of the sketch what is under way in them."""
+        if not self._sketched:
+            raise StateError("$.state", "there was no sketch")
+        self._sketched = False
+        try:
+            fill(self.device, self.here.restored, data)
+        except BaseException:
+            _empty(self.device)
+            raise
 
     def retract(self) -> None:
         """The source has resumed: the state is worth nothing any more, the memory is."""
@@ -151,6 +189,14 @@ class Incoming:
         if self.status is not Target.HOLDING:
             return False
         self.status = after
+        if any(bits.any() for bits in self.missing):
+            memory = [self.here.memory[piece.name] for piece in self.pieces]
+            loop = asyncio.get_running_loop()
+
+            def want(piece: int, page: int) -> None:
+                loop.call_soon_threadsafe(self.want, piece, page)
+
+            self._fetch = Fetch(self.device.space, memory, self.missing, want)
         self.device.resume()
         self.place.announce(self.device)
         self.place.on_start(self.here)
@@ -161,7 +207,17 @@ class Incoming:
         if self.status is not Target.RUNNING or any(bits.any() for bits in self.missing):
             return False
         self.status = target_after(self.status, Event.FINISH)
+        if self._fetch is not None:
+            self._fetch.close()
+            self._fetch = None
+        self.place.on_complete(self.here)
         return True
+
+    def want(self, piece: int, page: int) -> None:
+        """A QP waits for this page: have it sent before others, on this connection or on the next."""
+        self.wanted.add((piece, page))
+        if self.link is not None:
+            self.link.post(stream.Want(piece, page))
 
     def drop(self) -> None:
         """Forget it; not once it runs."""
@@ -213,6 +269,10 @@ class Arrivals:
                 stream.VERSION, self.instance, incoming.status, incoming.acked, self.place.mac
             )  # fmt: skip
             await link.send(known)
+            incoming.link = link
+            for piece, page in sorted(incoming.wanted):
+                if incoming.missing[piece][page]:
+                    link.post(stream.Want(piece, page))
             while True:
                 message, body = await link.receive()
                 if not await self._handle(link, incoming, message, body):
@@ -260,7 +320,7 @@ class Arrivals:
     def _part(self, ident: bytes, incoming: Incoming) -> None:
         """The connection is gone: wait for another, for a while, unless the function runs."""
         if incoming.handler is asyncio.current_task():
-            incoming.handler = None
+            incoming.handler = incoming.link = None
         if incoming.status is Target.UNKNOWN:
             self._known.pop(ident, None)
         elif incoming.status in (Target.RECEIVING, Target.HOLDING) and incoming.handler is None:
@@ -288,15 +348,8 @@ class Arrivals:
             await link.send(stream.Ack(incoming.acked))
         elif isinstance(message, stream.Missing):
             incoming.lacks(message, body)
-        elif isinstance(message, stream.State):
-            try:
-                incoming.hold(message, body)
-            except LinkLostError:
-                raise
-            except SoftRnicError as error:
-                await _refuse(link, error)
-                return True
-            await link.send(stream.Ready())
+        elif isinstance(message, stream.State | stream.Sketch):
+            await self._restore(link, incoming, message, body)
         elif isinstance(message, stream.Commit):
             incoming.start()
             whole = incoming.finish_if_whole()  # before anything is said: the connection may break
@@ -315,6 +368,22 @@ class Arrivals:
         if incoming.finish_if_whole():
             await link.send(stream.Complete())
         return True
+
+    async def _restore(
+        self, link: Link, incoming: Incoming, message: stream.State | stream.Sketch, body: bytes
+    ) -> None:
+        """Objects, or all of the function; what is wrong with them is said, and ends nothing."""
+        try:
+            if isinstance(message, stream.Sketch):
+                await asyncio.to_thread(incoming.sketch, body)
+                answer: stream.AnyMessage = stream.Sketched()
+            else:
+                incoming.hold(message, body)
+                answer = stream.Ready()
+        except SoftRnicError as error:
+            await _refuse(link, error)
+        else:
+            await link.send(answer)
 
 
 async def _refuse(link: Link, error: SoftRnicError) -> None:
