@@ -18,6 +18,7 @@ from softrnic.layout import FrameRing
 
 NO_LIMIT = 1 << 30
 _FRAME_MEMORY = 1 << 17  # what the kernel may account for the longest frame
+_LOW_CREDIT = 16  # frames
 
 
 @inline
@@ -39,6 +40,7 @@ def port_recv(pt: PortTables, rx: FrameRing) -> int:
 def port_send(pt: PortTables, tx: FrameRing, n: int) -> int:
     """Send frames 0..n-1, whose bytes may be overwritten; returns how many were not dropped."""
     kind = i64(pt.port[0]["kind"])
+    pt.port[0]["tx_credit"] -= n
     if kind == Kind.FD:
         return fd_send(pt, tx, n)
     if kind == Kind.MEMORY:
@@ -61,12 +63,17 @@ def port_tx_room(pt: PortTables) -> int:
 
 @inline
 def _socket_room(pt: PortTables) -> int:
-    """By what waits to be sent: the device is slower than the engine, or its queue would lose frames."""
+    """By what waits to be sent: the device is slower than the engine, or its queue would lose frames.
+
+    Only we fill the queue, so what had room when the kernel was last asked has it still.
+    """
     port = pt.port[0]
-    queued = addr_of(pt.aux) + AUX_QUEUED
-    st32(queued, 0)
-    ioctl(i64(port["fd"]), SIOCOUTQ, queued)
-    return int(max(0, (i64(port["sndbuf"]) - int(ld32(queued))) // _FRAME_MEMORY))
+    if i64(port["tx_credit"]) < _LOW_CREDIT:
+        queued = addr_of(pt.aux) + AUX_QUEUED
+        st32(queued, 0)
+        ioctl(i64(port["fd"]), SIOCOUTQ, queued)
+        port["tx_credit"] = max(0, (i64(port["sndbuf"]) - int(ld32(queued))) // _FRAME_MEMORY)
+    return i64(port["tx_credit"])
 
 
 @inline

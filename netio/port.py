@@ -126,6 +126,7 @@ PORT = np.dtype(
         ("dport", "i4"),      # UDP: the port the engine is to see
         ("mtu", "i4"),
         ("sndbuf", "i4"),     # sockets: bytes that may wait to be sent, kernel overhead included; 0: no limit
+        ("tx_credit", "i4"),  # sockets: frames for which there was room when last asked, less those sent since
         ("ring_bytes", "i4"), # memory: data bytes of each direction's ring
         ("tx_base", "i8"),    # memory: address of the ring we fill
         ("rx_base", "i8"),    # memory: address of the ring we empty

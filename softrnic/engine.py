@@ -13,7 +13,7 @@ import numpy as np
 
 from softrnic.jit import i64, inline, kernel
 from softrnic.layout import EVENT_ENTRIES, FrameRing, make_engine
-from softrnic.qp.answer import ALL_SENT, answers_owed, send_answers
+from softrnic.qp.answer import answers_owed, responses_owed, send_answers
 from softrnic.qp.answer import MORE as ANSWERS_MORE
 from softrnic.qp.finish import flush_rq
 from softrnic.qp.forward import has_forwards, send_forwards
@@ -60,15 +60,22 @@ def transmit_burst(eng, tx, slots, now):
 
 @inline
 def _send_turn(eng, tx, qp, index):
-    """One QP's turn: answers first, then requests. True when it wants another."""
-    outcome = ALL_SENT
-    if answers_owed(qp):
-        outcome = send_answers(eng, tx, qp, index, QUANTUM)
+    """One QP's turn: READ responses, requests, then what else is owed. True when it wants another.
+
+    The peer waits for READ responses. An acknowledgement goes behind the requests, as the shorter last segment of their
+    frame, where it costs no frame of its own; a place in the ring is kept for it.
+    """
     if qp["state"] == QpState.ERR:
         flush_rq(eng, qp, index)
-    if outcome == ANSWERS_MORE:
+    if responses_owed(qp) and send_answers(eng, tx, qp, index, QUANTUM) == ANSWERS_MORE:
         return True
-    return send_requests(eng, tx, qp, index, QUANTUM) == MORE
+    kept = 1 if answers_owed(qp) else 0
+    eng["tx_slots"] -= kept
+    more = send_requests(eng, tx, qp, index, QUANTUM) == MORE
+    eng["tx_slots"] += kept
+    if answers_owed(qp):
+        more = send_answers(eng, tx, qp, index, QUANTUM) == ANSWERS_MORE or more
+    return more
 
 
 @kernel

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import statistics
 import struct
 import sys
@@ -103,6 +104,13 @@ def fill(tx: FrameRing, frame: bytes, seg: int) -> None:
         slot["len"], slot["seg"] = len(frame), seg
 
 
+def pinned(cpu: int, kernel: Callable[..., object], *args: object) -> None:
+    """Run a kernel on one processor."""
+    if cpu in os.sched_getaffinity(0):
+        os.sched_setaffinity(0, {cpu})
+    kernel(*args)
+
+
 def measure(pair: Pair, frame: bytes, seg: int, seconds: float, window: int) -> float:
     """Frames per second that arrived."""
     source, sink = pair
@@ -110,8 +118,8 @@ def measure(pair: Pair, frame: bytes, seg: int, seconds: float, window: int) -> 
     tx, rx = make_ring(BURST), make_ring(16)
     fill(tx, frame, seg)
     threads = [
-        threading.Thread(target=drain, args=(sink.tables, rx, cells)),
-        threading.Thread(target=flood, args=(source.tables, tx, BURST, window, cells)),
+        threading.Thread(target=pinned, args=(1, drain, sink.tables, rx, cells)),
+        threading.Thread(target=pinned, args=(0, flood, source.tables, tx, BURST, window, cells)),
     ]
     for thread in threads:
         thread.start()

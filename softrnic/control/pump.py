@@ -36,18 +36,22 @@ def monotonic_ns(ctl):
 
 @kernel
 def pump_once(eng, pt, rx, tx, now):
-    """One round: the number of frames that moved."""
-    n = port_recv(pt, rx)
-    if n:
-        receive_burst(eng, rx, n, now)
+    """One round: the number of frames that moved.
+
+    First out, then in: between two rounds a program sees what has arrived and posts its answer, which leaves in the
+    next round together with the acknowledgement owed, not behind it.
+    """
+    made = 0
     expire_timers(eng, now)
     if has_work(eng):
         slots = min(len(tx.frames), port_tx_room(pt))
         made = transmit_burst(eng, tx, slots, now)
         if made:
             port_send(pt, tx, made)
-            n += made
-    return n
+    n = port_recv(pt, rx)
+    if n:
+        receive_burst(eng, rx, n, now)
+    return n + made
 
 
 @inline

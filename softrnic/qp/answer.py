@@ -191,7 +191,13 @@ def _send_ack(eng, tx, qp, qp_index):
 
 
 @inline
+def responses_owed(qp):
+    """Whether a READ or an atomic has yet to be answered."""
+    return i64(qp["rd_head"]) < i64(qp["rd_tail"])
+
+
+@inline
 def answers_owed(qp):
     """Whether `send_answers` has anything to do, also in the error state."""
-    return i64(qp["rd_head"]) < i64(qp["rd_tail"]) or qp["ack_state"] != AckState.NONE
+    return responses_owed(qp) or qp["ack_state"] != AckState.NONE
 
