@@ -1,4 +1,4 @@
-"""Memory of another process, which has handed its userfaultfd over: its owner's faults and drops, its death, post-copy."""
+"""Memory of another process, which has handed its userfaultfd over: its faults and drops, its death, post-copy."""
 
 from __future__ import annotations
 
