@@ -13,7 +13,7 @@ from softrnic.verbs.tracking import runs
 from tests.mem.kernels import mark
 
 PAGE = 4096
-SPAN = 3 << 14  # pages: more than one block of words, and not a power of two
+SPAN = 2 * 4096 + 100  # pages: more than two blocks of words
 FIRST = 5 * PAGE
 
 spots = st.integers(0, SPAN - 1) | st.sampled_from([0, 1, 63, 64, 65, 4095, 4096, 4097, 8191, SPAN - 64, SPAN - 1])
