@@ -169,7 +169,7 @@ WQE = _record(
     ]
 )
 
-RWQE = _record([("wr_id", "u8"), ("num_sge", "i4"), ("length", "i4")])
+RWQE = _record([("wr_id", "u8"), ("num_sge", "i4"), ("length", "u4")])
 
 SGE = _record([("addr", "i8"), ("length", "u4"), ("lkey", "u4")])
 

@@ -408,7 +408,7 @@ class _Loader:
         q["resp_off"], q["resp_va"], q["resp_resid"], q["resp_key"] = resp.off, resp.va, resp.resid, resp.key
         if resp.held is not None:
             q["resp_wqe"], q["resp_wr_id"], q["resp_nsge"] = 1, resp.held.wr_id, len(resp.held.sges)
-            q["resp_len"] = min(sum(s.length for s in resp.held.sges), (1 << 31) - 1)
+            q["resp_len"] = min(sum(s.length for s in resp.held.sges), 1 << 31)
             for i, sge in enumerate(resp.held.sges):
                 self.device.record["sges"][int(q["resp_sge_base"]) + i] = (sge.addr, sge.length, sge.lkey)
         for i, res in enumerate(resp.rd):

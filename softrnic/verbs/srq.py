@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from softrnic.errors import VerbsError
+from softrnic.spec import MAX_MESSAGE
 from softrnic.verbs.wr import RecvWr
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def put_rwqe(device: Device, rwqe_index: int, sge_index: int, wr: RecvWr) -> Non
         for i, sge in enumerate(wr.sges):
             sges[sge_index + i] = (sge.addr, sge.length, sge.lkey)
             total += sge.length
-        device.record["rwqes"][rwqe_index] = (wr.wr_id, len(wr.sges), min(total, (1 << 31) - 1))
+        device.record["rwqes"][rwqe_index] = (wr.wr_id, len(wr.sges), min(total, MAX_MESSAGE))
     except OverflowError as error:
         raise VerbsError(errno.EINVAL, str(error)) from None
 

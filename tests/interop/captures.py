@@ -53,6 +53,7 @@ def malformed_by_tshark(path: Path) -> list[str]:
     if program is None:
         return []
     command = [program, "-n", "-r", str(path), "-Y", "_ws.malformed"]
+    command += ["-o", "infiniband.identify_payload:FALSE"]  # or payload that begins with 81 00 is a VLAN tag to it
     for protocol in GUESSES:
         command += ["--disable-protocol", protocol]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
