@@ -158,6 +158,9 @@ def _will_ask_again(qp):
 
 @inline
 def _implied_nak(eng, qp, qp_index):
+    if qp["req_wait"] == ReqWait.RESUMED:
+        peer_is_awake(eng, qp, qp_index)  # it heard our RESUME; what is missing was lost on the move
+        return
     if _will_ask_again(qp):
         return
     eng["counters"][C.IMPLIED_NAK_SEQ_ERR] += 1

@@ -28,13 +28,13 @@ MOVES = 60
 class Walk(Everything):
     """The script with a boundary after every packet, lost or not, and before and after every timer."""
 
-    def __init__(self, loss: float = 0.0, seed: int = 1) -> None:
+    def __init__(self, loss: float = 0.0, seed: int = 1, *, stop: bool = False) -> None:
         self.count = self.moves = 0
         self.timers: list[int] = []
         self.plan: dict[int, Then] = {}
         self.repeat: tuple[int, Then] | None = None
         self._rng, self._loss = random.Random(seed), 0.0
-        super().__init__(kinds=(QpType.RC,))
+        super().__init__(kinds=(QpType.RC,), stop=stop)
         self._loss = loss
         self.count = 0
         self.timers.clear()
@@ -136,28 +136,29 @@ def plans(stride: int, loss: float, seed: int) -> Iterator[int]:
 
 
 @EVERY
-@pytest.mark.parametrize("policy", ["silence", "rnr"])
+@pytest.mark.parametrize("policy", ["silence", "rnr", "stop"])
 @pytest.mark.parametrize("who", ["a", "b", "ab"])
 @pytest.mark.parametrize(("loss", "seed"), [(0.0, 1), (0.08, 2), (0.2, 3)])
 def test_at_every_boundary(who: str, policy: str, stride: int, loss: float, seed: int, expected: Results) -> None:
     for at in plans(stride, loss, seed):
-        walk = Walk(loss, seed)
+        walk = Walk(loss, seed, stop=policy == "stop")
         walk.plan[at] = moving(who, policy)
         walk.run()
         assert walk.outcome() == expected, f"moved at boundary {at}"
 
 
 @EVERY
+@pytest.mark.parametrize("stop", [False, True])
 @pytest.mark.parametrize(("loss", "seed"), [(0.0, 1), (0.15, 4)])
-def test_both_ends_at_once(stride: int, loss: float, seed: int, expected: Results) -> None:
+def test_both_ends_at_once(stride: int, loss: float, seed: int, stop: bool, expected: Results) -> None:
     for at in plans(stride, loss, seed):
-        walk = Walk(loss, seed)
+        walk = Walk(loss, seed, stop=stop)
         walk.plan[at] = both_at_once
         walk.run()
         assert walk.outcome() == expected, f"moved at boundary {at}"
 
 
-@pytest.mark.parametrize("policy", ["silence", "rnr"])
+@pytest.mark.parametrize("policy", ["silence", "rnr", "stop"])
 @pytest.mark.parametrize(("loss", "seed"), [(0.0, 1), (0.1, 5), (0.25, 6)])
 @pytest.mark.parametrize("every", [1, 2, 5, 17])
 def test_there_and_back_again_and_again(every: int, loss: float, seed: int, policy: str, expected: Results) -> None:
@@ -165,7 +166,7 @@ def test_there_and_back_again_and_again(every: int, loss: float, seed: int, poli
 
     Not without end: the local ACK timeout begins anew with each move, so who moved at every timer would wait for ever.
     """
-    walk = Walk(loss, seed)
+    walk = Walk(loss, seed, stop=policy == "stop")
     walk.repeat = every, moving("ab", policy)
     walk.run()
     assert walk.outcome() == expected
@@ -196,11 +197,14 @@ def given_up(side_name: str, step: str, policy: str) -> Then:
 
 @EVERY
 @pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("stop", [False, True])
 @pytest.mark.parametrize(("loss", "seed"), [(0.0, 1), (0.15, 7)])
-def test_given_up_at_every_step(step: str, stride: int, loss: float, seed: int, expected: Results) -> None:
+def test_given_up_at_every_step(
+    step: str, stride: int, loss: float, seed: int, stop: bool, expected: Results
+) -> None:
     for at in plans(stride, loss, seed):
-        walk = Walk(loss, seed)
+        walk = Walk(loss, seed, stop=stop)
         for name in "ab":
-            walk.plan[at + (name == "b")] = given_up(name, step, "rnr" if at % 2 else "silence")
+            walk.plan[at + (name == "b")] = given_up(name, step, "stop" if stop else ("silence", "rnr")[at % 2])
         walk.run()
         assert walk.outcome() == expected, f"given up at boundary {at}"

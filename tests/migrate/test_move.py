@@ -53,16 +53,17 @@ def speak_to_a_suspended(pair: Pair, side: Side) -> None:
 
 
 @EVERY
-@pytest.mark.parametrize("policy", ["silence", "rnr"])
+@pytest.mark.parametrize("policy", ["silence", "rnr", "stop"])
 @pytest.mark.parametrize("who", ["a", "b"])
 def test_with_a_pause_in_which_the_peer_goes_on(who: str, policy: str, stride: int) -> None:
     """RC alone: what the peer sends meanwhile is lost or held, and nothing of it counts against anybody."""
-    script = Everything(kinds=(QpType.RC,))
+    stop = policy == "stop"
+    script = Everything(kinds=(QpType.RC,), stop=stop)
     count = script.run()
     expected = script.outcome()
     assert all_good(expected)
     for at in range(((who == "b") + 2 * (policy == "rnr")) % stride, count + 1, stride):
-        script = Everything(kinds=(QpType.RC,))
+        script = Everything(kinds=(QpType.RC,), stop=stop)
         side = getattr(script.pair, who)
 
         def go(script: Everything = script, side: Side = side) -> None:
