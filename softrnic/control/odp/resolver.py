@@ -58,7 +58,7 @@ from typing import TYPE_CHECKING, Any
 
 from netio.pagemap import PAGE_BYTES
 from netio.procmaps import permits
-from netio.uffd import EVENTS, Feature, Fork, Message, Mode, Remap, Unmap, Userfaultfd, supported
+from netio.uffd import EVENTS, FaultFlag, Feature, Fork, Message, Mode, Remap, Unmap, Userfaultfd, supported
 from netio.uffd import Fault as UserFault
 from netio.uffd_reader import Policy
 from softrnic.control.odp.reader import Reader, Span
@@ -94,7 +94,7 @@ class Resolver:
         self._ranges: dict[AddressSpace, list[tuple[int, int]]] = {}
         self._listed = threading.Lock()
         self._vain: dict[tuple[int, int], int] = {}
-        self._edit = threading.RLock()
+        self._edit = threading.RLock()  # of the watches; whoever holds it waits for no engine
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._closing = False
         self._threads = [
@@ -176,6 +176,8 @@ class Resolver:
 
     def soon(self, work: Callable[..., object], *args: Any) -> None:
         """Have the keeper do something."""
+        if self._closing:
+            return
         self._work.append((work, args))
         os.eventfd_write(self._wake, 1)
 
@@ -187,14 +189,17 @@ class Resolver:
         while not self._closing:
             poll.poll()
             for uffd, message in self.reader.take():
-                self._hear(uffd, message)
+                try:
+                    self._hear(uffd, message)
+                except Exception:  # noqa: BLE001  a page source may throw what it likes
+                    _log.exception("%s of userfaultfd %d", message, uffd.fileno())
             self.reader.dealt_with()
 
     def _hear(self, uffd: Userfaultfd, message: Message) -> None:
         if isinstance(message, UserFault):
             self._user_fault(uffd, message)
         elif isinstance(message, Fork):
-            self.soon(self._forked, uffd, Userfaultfd(message.fd, uffd.features))
+            self._forked(uffd, Userfaultfd(message.fd, uffd.features))
         elif isinstance(message, Remap):
             self.soon(self._moved, uffd, message)
         else:
@@ -206,12 +211,17 @@ class Resolver:
                 self.soon(self._unmapped, uffd, message)
 
     def _user_fault(self, uffd: Userfaultfd, fault: UserFault) -> None:
-        """Only a page source could have it. Whoever waits where nobody has it any more finds out for himself."""
+        """Only a page source could have it. Where there is none, nobody waits for ever."""
         for watch, addr, _ in self._watches.hit(uffd, fault.address, fault.address + 1):
             if watch.source is not None:
                 watch.source.request(addr, 1, True)
                 return
-        _quietly(uffd.wake, fault.address & -PAGE_BYTES, PAGE_BYTES)
+        page = fault.address & -PAGE_BYTES
+        if FaultFlag.WP in fault.flags:
+            _quietly(uffd.writeprotect, page, PAGE_BYTES, False)
+        else:
+            _quietly(uffd.zeropage, page, PAGE_BYTES)
+        _quietly(uffd.wake, page, PAGE_BYTES)
 
     # --- the keeper: may wait for all others ---
 
@@ -339,18 +349,23 @@ class Resolver:
                 _quietly(uffd.unregister, target, watch.span.length)
                 continue
             moved = Watch(watch.space, addr, replace(watch.span, start=target), watch.source)
-            self._exchange(moved, [moved])
+            with self._edit:
+                self._exchange(moved, [moved])
 
     def _forked(self, uffd: Userfaultfd, child: Userfaultfd) -> None:
-        """A child is of no concern to a device: its copy becomes ordinary memory, unless pages are to come yet."""
-        kept = [w for w in self._watches if w.span.uffd is uffd and w.source is not None]
-        if not kept:
-            child.close()
-            return
-        self._adopted.append(child)
-        for watch in kept:
-            copy = replace(watch, span=replace(watch.span, uffd=child))
-            self._exchange(copy, [copy])
+        """A child is of no concern to a device: its copy becomes ordinary memory, unless pages are to come yet.
+
+        In the listener: a page that arrives once the message was dealt with must arrive in the child, too.
+        """
+        with self._edit:
+            kept = [w for w in self._watches if w.span.uffd is uffd and w.source is not None]
+            if not kept:
+                child.close()
+                return
+            self._adopted.append(child)
+            for watch in kept:
+                copy = replace(watch, span=replace(watch.span, uffd=child))
+                self._exchange(copy, [copy])
 
     # --- the end ---
 
