@@ -142,8 +142,9 @@ def take_messages(rt: ReaderTables) -> list[tuple[int, Message]]:
     taken: list[tuple[int, Message]] = []
     while int(state[CONSUMED]) < int(state[PRODUCED]):
         at = 5 * (int(state[CONSUMED]) % RING)
-        taken.append((int(rt.ring[at]), parse_messages(rt.ring[at + 1 : at + 5].tobytes())[0]))
+        fd, data = int(rt.ring[at]), rt.ring[at + 1 : at + 5].tobytes()
         state[CONSUMED] += 1
+        taken.append((fd, parse_messages(data)[0]))
     return taken
 
 

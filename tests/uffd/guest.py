@@ -39,9 +39,11 @@ def main(fd: int, kind: str, length: int) -> None:
             answer = "ok"
         elif what == "read":
             answer = memory[int(words[0]) : int(words[0]) + int(words[1])].hex()
-        else:  # drop
-            advice = 9 if kind == "shared" else mmap.MADV_DONTNEED
-            answer = str(libc.madvise(start + int(words[0]), int(words[1]), advice))
+        else:  # drop, and storm: many times, page after page
+            offset, size = start + int(words[0]), int(words[1])
+            for i in range(int(words[2]) if what == "storm" else 1):
+                at, length = (offset + i * 4096 % size, 4096) if what == "storm" else (offset, size)
+                answer = str(libc.madvise(at, length, 9 if kind == "shared" else mmap.MADV_DONTNEED))
         sock.send(answer.encode() + b"\n")
 
 

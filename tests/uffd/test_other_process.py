@@ -90,6 +90,27 @@ def test_both_use_it(bench: Lab, guest: Guest) -> None:
     until(lambda: guest.region.statistic()["page_invalidations"] >= N // 2)
 
 
+def test_drops_beside_writes(bench: Lab, guest: Guest) -> None:
+    """Drops and WRITEs of the same pages at the same time, many: nobody waits for ever, and each 8 bytes are of one."""
+    guest.watch(bench.resolver)
+    mine = bench.peer(guest.region)
+    word = b"\xa5" * 8
+    mine.bounce[: 8 * PAGE] = np.frombuffer(word * (PAGE), np.uint8)
+    guest.say("storm", 0, 8 * PAGE, 2000)
+    answer = threading.Thread(target=guest.lines.readline)
+    answer.start()
+    while answer.is_alive():
+        mine.post(WrOpcode.RDMA_WRITE, 0, 8 * PAGE)
+        assert mine.done().ok
+        assert set(np.unique(np.frombuffer(mine.read(0, 8 * PAGE), np.uint64)).tolist()) <= {
+            0,
+            int.from_bytes(word, "little"),
+        }
+        mine.bounce[: 8 * PAGE] = np.frombuffer(word * (PAGE), np.uint8)
+    mine.write(0, word * PAGE)
+    assert guest.read(0, 8 * PAGE) == word * PAGE
+
+
 def test_its_death(bench: Lab, guest: Guest, request: pytest.FixtureRequest) -> None:
     """Shared memory outlives it; private memory is an access error from then on. The engine goes on."""
     guest.watch(bench.resolver)

@@ -108,12 +108,12 @@ class Postcopy:
         return fresh
 
     def _place(self, page: int, data: np.ndarray) -> bool:
-        watches = self._of(page)
-        if not watches:
+        if not self._of(page):
             return self.space.land(page, data) == 1
-        placed = False
-        for watch in watches:
+        placed, done = False, set()
+        while watch := next((w for w in self._of(page) if id(w) not in done), None):  # a fork may add one meanwhile
             placed |= self._copy(watch, page, data)
+            done.add(id(watch))
         with self._lock:
             self._here.add(page)
             self._asked.pop(page, None)

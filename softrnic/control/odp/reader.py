@@ -117,24 +117,23 @@ class Reader:
 
     def add(self, *spans: Span) -> None:
         """Answer for these ranges, and read their descriptors. Before they are registered, so that nobody waits."""
-        with self._lock:
-            uffds = self._uffds | {s.uffd.fileno(): s.uffd for s in spans}
-            if len(uffds) >= MAX_FDS or len(self._spans) + len(spans) > MAX_RANGES:
-                raise VerbsError(errno.ENOSPC, f"a resolver reads {MAX_FDS - 1} descriptors with {MAX_RANGES} ranges")
-            self._uffds = uffds
-            self._spans = [*self._spans, *spans]
-            self._change()
+        self._exchange([], list(spans))
 
     def remove(self, *spans: Span) -> None:
         """Answer no more for these ranges; a descriptor is read until `forget`."""
-        with self._lock:
-            self._spans = [s for s in self._spans if s not in spans]
-            self._change()
+        self._exchange(list(spans), [])
 
     def replace(self, old: Span, *new: Span) -> None:
         """A range has moved, shrunk or come apart."""
+        self._exchange([old], list(new))
+
+    def _exchange(self, old: list[Span], new: list[Span]) -> None:
         with self._lock:
-            self._spans = [*(s for s in self._spans if s is not old), *new]
+            uffds = self._uffds | {s.uffd.fileno(): s.uffd for s in new}
+            spans = [*(s for s in self._spans if s not in old), *new]
+            if len(uffds) >= MAX_FDS or len(spans) > MAX_RANGES:
+                raise VerbsError(errno.ENOSPC, f"a resolver reads {MAX_FDS - 1} descriptors with {MAX_RANGES} ranges")
+            self._uffds, self._spans = uffds, spans
             self._change()
 
     def record(self, span: Span, log: int) -> None:

@@ -38,8 +38,8 @@ Why nobody waits for ever:
   reader puts such a fault off and reads on; others (`Reader.place`) let go of what they hold, and try again.
 * Whoever waits in a range that has gone (ENOENT) is woken and finds out for himself.
 
-A page that the mapping does not allow is refused: the QPs that need it fail. There is no message when it is allowed
-again, so a refusal is forgotten after REFUSED_SECONDS and the next access asks anew.
+A page that the mapping does not allow (/proc/PID/maps) is refused: the QPs that need it fail. There is no message when
+it is allowed again, so a refusal is forgotten after REFUSED_SECONDS and the next access asks anew.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from netio.pagemap import PAGE_BYTES
-from netio.uffd import EVENTS, Feature, Fork, Message, Mode, Remap, Remove, Unmap, Userfaultfd, supported
+from netio.procmaps import permits
+from netio.uffd import EVENTS, FaultFlag, Feature, Fork, Message, Mode, Remap, Unmap, Userfaultfd, supported
 from netio.uffd import Fault as UserFault
 from netio.uffd_reader import Policy
 from softrnic.control.odp.reader import Reader, Span
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from softrnic.verbs.space import AddressSpace
 
 TRIES = 4
+MAX_VAIN = 16  # a page that the mapping allows and yet is not to be had so many times is refused
 REFUSED_SECONDS = 1.0  # longer than any RNR timer, so that whoever asked learns of it
 ANSWER_ALL = Policy.ZERO | Policy.CONTINUE | Policy.UNPROTECT
 
@@ -89,7 +91,10 @@ class Resolver:
         self._spaces: list[AddressSpace] = []
         self._work: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._refused: deque[tuple[float, AddressSpace, int, int]] = deque()
-        self._edit = threading.RLock()
+        self._ranges: dict[AddressSpace, list[tuple[int, int]]] = {}
+        self._listed = threading.Lock()
+        self._vain: dict[tuple[int, int], int] = {}
+        self._edit = threading.RLock()  # of the watches; whoever holds it waits for no engine
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._closing = False
         self._threads = [
@@ -171,6 +176,8 @@ class Resolver:
 
     def soon(self, work: Callable[..., object], *args: Any) -> None:
         """Have the keeper do something."""
+        if self._closing:
+            return
         self._work.append((work, args))
         os.eventfd_write(self._wake, 1)
 
@@ -182,29 +189,39 @@ class Resolver:
         while not self._closing:
             poll.poll()
             for uffd, message in self.reader.take():
-                self._hear(uffd, message)
+                try:
+                    self._hear(uffd, message)
+                except Exception:  # noqa: BLE001  a page source may throw what it likes
+                    _log.exception("%s of userfaultfd %d", message, uffd.fileno())
             self.reader.dealt_with()
 
     def _hear(self, uffd: Userfaultfd, message: Message) -> None:
         if isinstance(message, UserFault):
             self._user_fault(uffd, message)
         elif isinstance(message, Fork):
-            self.soon(self._forked, uffd, Userfaultfd(message.fd, uffd.features))
+            self._forked(uffd, Userfaultfd(message.fd, uffd.features))
         elif isinstance(message, Remap):
             self.soon(self._moved, uffd, message)
         else:
             for watch, addr, length in self._watches.hit(uffd, message.start, message.end):
                 if watch.source is not None:
                     watch.source.dropped(addr, length)
-            self.soon(self._gone, uffd, message)
+                self._stale(watch.space, addr, length)
+            if isinstance(message, Unmap):
+                self.soon(self._unmapped, uffd, message)
 
     def _user_fault(self, uffd: Userfaultfd, fault: UserFault) -> None:
-        """Only a page source could have it. Whoever waits where nobody has it any more finds out for himself."""
+        """Only a page source could have it. Where there is none, nobody waits for ever."""
         for watch, addr, _ in self._watches.hit(uffd, fault.address, fault.address + 1):
             if watch.source is not None:
                 watch.source.request(addr, 1, True)
                 return
-        _quietly(uffd.wake, fault.address & -PAGE_BYTES, PAGE_BYTES)
+        page = fault.address & -PAGE_BYTES
+        if FaultFlag.WP in fault.flags:
+            _quietly(uffd.writeprotect, page, PAGE_BYTES, False)
+        else:
+            _quietly(uffd.zeropage, page, PAGE_BYTES)
+        _quietly(uffd.wake, page, PAGE_BYTES)
 
     # --- the keeper: may wait for all others ---
 
@@ -244,6 +261,7 @@ class Resolver:
             runs = [(page, size) for page in range(fault.addr, fault.addr + fault.length, size)]
             for addr, length in runs:
                 if not self._have(fault, addr, length):
+                    self._vain.pop((fault.space.index, addr), None)
                     fault.space.refuse(addr, length)
                     self._refused.append((time.monotonic() + REFUSED_SECONDS, fault.space, addr, length))
 
@@ -251,27 +269,54 @@ class Resolver:
         """Bring a run and say so to the device; False when not all of it can be had."""
         space, seq = fault.space, fault.seq
         for _ in range(TRIES):
-            if not self._fetch(space, addr, length, fault.write, fault.failed):
+            if not self._fetch(fault, addr, length):
                 return False
             if space.resolve(addr, length, fault.write, seq=seq):
                 return True
             seq = space.seq  # something was taken away meanwhile, perhaps this
         return space.resolve(addr, length, fault.write)  # and if it was, the next access will tell
 
-    def _fetch(self, space: AddressSpace, addr: int, length: int, write: bool, failed: bool) -> bool:
+    def _fetch(self, fault: PageFault, addr: int, length: int) -> bool:
+        """Have the kernel bring a run; False when it cannot be had."""
+        space, key = fault.space, (fault.space.index, addr)
+        placed = self._place_zeros(space, addr, length)
+        if space.populate(addr, length, write=fault.write, failed=fault.failed):
+            self._vain.pop(key, None)
+            return True
+        self._vain[key] = 0 if placed else self._vain.get(key, 0) + 1
+        return self._vain[key] < MAX_VAIN and _permitted(space, addr, length, fault.write)
+
+    def _place_zeros(self, space: AddressSpace, addr: int, length: int) -> bool:
+        """Fill missing pages of ours; False where missing pages are none of our business."""
         watch = self._watches.at(space, addr)
-        if watch is not None and Policy.ZERO in watch.span.policy and watch.span.uffd is self._own:
-            _quietly(watch.span.uffd.zeropage, watch.host(addr), length)  # if it is registered for that
-        return space.populate(addr, length, write=write, failed=failed)
+        if watch is None or Policy.ZERO not in watch.span.policy or watch.span.uffd is not self._own:
+            return False
+        try:
+            watch.span.uffd.zeropage(watch.host(addr), length)
+        except IoError as error:
+            return error.errno in (errno.EEXIST, errno.EAGAIN)
+        return True
 
     # --- what the owner of the memory does ---
 
-    def _gone(self, uffd: Userfaultfd, message: Remove | Unmap) -> None:
-        for watch, addr, length in self._watches.hit(uffd, message.start, message.end):
-            watch.space.invalidate(addr, length)
-        if isinstance(message, Unmap):
-            self._cut(uffd, message.start, message.end)
-            _quietly(uffd.wake, message.start, message.end - message.start)
+    def _stale(self, space: AddressSpace, addr: int, length: int) -> None:
+        """In the listener: have a range invalidated, with all others that come until the keeper has time for it."""
+        with self._listed:
+            fresh = not self._ranges
+            self._ranges.setdefault(space, []).append((addr, addr + length))
+        if fresh:
+            self.soon(self._invalidate)
+
+    def _invalidate(self) -> None:
+        with self._listed:
+            ranges, self._ranges = self._ranges, {}
+        for space, spans in ranges.items():
+            for low, high in _union(spans):
+                space.invalidate(low, high - low)
+
+    def _unmapped(self, uffd: Userfaultfd, message: Unmap) -> None:
+        self._cut(uffd, message.start, message.end)
+        _quietly(uffd.wake, message.start, message.end - message.start)
 
     def _cut(self, uffd: Userfaultfd, start: int, end: int) -> list[Watch]:
         """Nothing is watched there any more; what was."""
@@ -304,18 +349,23 @@ class Resolver:
                 _quietly(uffd.unregister, target, watch.span.length)
                 continue
             moved = Watch(watch.space, addr, replace(watch.span, start=target), watch.source)
-            self._exchange(moved, [moved])
+            with self._edit:
+                self._exchange(moved, [moved])
 
     def _forked(self, uffd: Userfaultfd, child: Userfaultfd) -> None:
-        """A child is of no concern to a device: its copy becomes ordinary memory, unless pages are to come yet."""
-        kept = [w for w in self._watches if w.span.uffd is uffd and w.source is not None]
-        if not kept:
-            child.close()
-            return
-        self._adopted.append(child)
-        for watch in kept:
-            copy = replace(watch, span=replace(watch.span, uffd=child))
-            self._exchange(copy, [copy])
+        """A child is of no concern to a device: its copy becomes ordinary memory, unless pages are to come yet.
+
+        In the listener: a page that arrives once the message was dealt with must arrive in the child, too.
+        """
+        with self._edit:
+            kept = [w for w in self._watches if w.span.uffd is uffd and w.source is not None]
+            if not kept:
+                child.close()
+                return
+            self._adopted.append(child)
+            for watch in kept:
+                copy = replace(watch, span=replace(watch.span, uffd=child))
+                self._exchange(copy, [copy])
 
     # --- the end ---
 
@@ -352,6 +402,32 @@ def _quietly(call: Callable[..., object], *args: int) -> None:
     """Ask the kernel for something that may be too late."""
     with contextlib.suppress(IoError):
         call(*args)
+
+
+def _union(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges that touch, joined."""
+    joined: list[tuple[int, int]] = []
+    for low, high in sorted(spans):
+        if joined and low <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(high, joined[-1][1]))
+        else:
+            joined.append((low, high))
+    return joined
+
+
+def _permitted(space: AddressSpace, addr: int, length: int, write: bool) -> bool:
+    """Whether the mappings behind a run allow the access; then it only went again at once."""
+    end = addr + length
+    while addr < end:
+        slot = space.slot_at(addr)
+        if slot is None:
+            return True
+        stop = max(addr + 1, min(end, slot.end))
+        start = max(addr, slot.addr)
+        if slot.pid and not permits(slot.pid, slot.host + start - slot.addr, stop - start, write=write):
+            return False
+        addr = stop
+    return True
 
 
 def _address_at(watch: Watch, target: int) -> int | None:
