@@ -70,7 +70,7 @@ class Saver:
 
     def states(self) -> dict[int, msgspec.Struct]:
         """Every section by its id."""
-        later = {7: schema.SpaceState(spaces=[self.space(s) for s in self.spaces])} if self.spaces else {}
+        later = {7: self.address_spaces()} if self.spaces else {}
         return {
             1: self.device_state(),
             2: self.memory(),
@@ -131,6 +131,10 @@ class Saver:
             pd=self.pds[mr.pd], key=mr.key, name=self.names.get(mr.key, f"{mr.key:#x}"), iova=int(record["iova"]),
             length=int(record["length"]), access=int(record["access"]), valid=bool(record["valid"]), **of_space,
         )  # fmt: skip
+
+    def address_spaces(self) -> schema.SpaceState:
+        """Section 7."""
+        return schema.SpaceState(spaces=[self.space(s) for s in self.spaces])
 
     def space(self, space: AddressSpace) -> schema.Space:
         number = self.spaces.index(space)

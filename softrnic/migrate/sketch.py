@@ -27,7 +27,7 @@ from softrnic.migrate.save import Saver, all_settled
 from softrnic.spec import QpState
 from softrnic.verbs import Device
 
-LIVE = 7  # section id
+LIVE = 64  # section id
 _CHANGING = {3: 1, 5: 1, 6: 1, LIVE: live.VERSION}  # sections filled in, with their versions
 _ATTRIBUTES = (
     "qpn", "dqpn", "type", "pmtu", "qkey", "pdn", "sq_base", "sq_mask", "sq_sge_base", "sq_sge_max", "sq_sig_all",
@@ -72,11 +72,13 @@ def draw(device: Device, names: Mapping[int, str]) -> Sketch:
     """A sketch of a device that may be running, and goes on meanwhile. Making and destroying must wait."""
     before = _attributes(device)
     saver = Saver(device, names)
-    states = {
+    states: dict[int, msgspec.Struct] = {
         1: saver.device_state(), 2: saver.memory(), 3: saver.queues(contents=False),
         4: schema.QpState(qps=[saver.outline(qp) for qp in device.qps.values()]),
         5: schema.EventState(),
     }  # fmt: skip
+    if saver.spaces:
+        states[7] = saver.address_spaces()
     objects = _objects(saver) if _attributes(device) == before else b""  # changed while we looked: of no use
     sections = [Section(i, schema.SECTIONS[i][1], 0, msgspec.msgpack.encode(state)) for i, state in states.items()]
     return Sketch(wrap(sections, PRODUCER), dict(names), objects, before)
@@ -84,7 +86,8 @@ def draw(device: Device, names: Mapping[int, str]) -> Sketch:
 
 def _objects(saver: Saver) -> bytes:
     """Everything but queue pairs and what lies in queues."""
-    return msgspec.msgpack.encode((saver.device_state(), saver.memory(), saver.queues(contents=False)))
+    parts = saver.device_state(), saver.memory(), saver.queues(contents=False), saver.address_spaces()
+    return msgspec.msgpack.encode(parts)
 
 
 def _indices(device: Device) -> np.ndarray:

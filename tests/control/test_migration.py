@@ -8,6 +8,7 @@ import mmap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from softrnic.control.migration import (
@@ -22,7 +23,7 @@ from softrnic.errors import StateError
 from softrnic.migrate.commit import Source
 from softrnic.migrate.precopy import Limits
 from softrnic.migrate.stream import Piece
-from tests.control.moving import Proxy, Recorder, Room, departure, destination, scene
+from tests.control.moving import ACCESS, Proxy, Recorder, Room, Traffic, departure, destination, is_empty, scene
 
 pytestmark = [pytest.mark.jit_only, pytest.mark.timeout(600)]
 
@@ -281,5 +282,39 @@ def test_no_postcopy_where_memory_is_not_aligned(tmp_path: Path) -> None:
                     await departure(made, tmp_path / "there", limits=LATER).run()
                 await made.traffic.some()
             made.check_stayed()
+
+    run(story())
+
+
+# --- guest memory ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits", [None, LATER], ids=["precopy", "postcopy"])
+def test_regions_of_an_address_space(limits: Limits | None, tmp_path: Path) -> None:
+    """A region over two slots and a gap of their addresses, as a guest's memory has them."""
+
+    async def story() -> None:
+        with scene() as made:
+            made.traffic.stop()
+            device, pd = made.source, made.moving.pd
+            space = device.create_space()
+            low, high = mmap.mmap(-1, BIG), mmap.mmap(-1, BIG)
+            space.add_slot(0x1000_0000, low)
+            space.add_slot(0x4000_0000, high)
+            half = BIG // 2
+            ranges = [(0x1000_0000 + half, half), (0x4000_0000, half)]
+            mr = pd.reg_physical_mr(space, 0x7000, ranges, ACCESS)
+            made.traffic = Traffic(made.peer, mr)
+            async with destination(made, tmp_path / "there"):
+                await made.traffic.some()
+                report = await departure(made, tmp_path / "there", limits=limits).run()
+                await made.traffic.some()
+            made.traffic.stop()
+            (arrival,) = made.room.started
+            lower, upper = arrival.memory["space 0 at 0x10000000"], arrival.memory["space 0 at 0x40000000"]
+            assert np.array_equal(np.concatenate((lower[half:], upper[:half])), made.traffic.image)
+            assert is_empty(made.source)
+            assert report.sketched
+            assert (report.postcopy_pages > 0) == (limits is not None)
 
     run(story())

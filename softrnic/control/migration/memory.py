@@ -1,23 +1,25 @@
 """The memory of a function as pieces, and which of their pages have been written since they were last looked at.
 
-A piece here is a stretch of this process's memory that one or several regions lie in; its name is the address it has
-at the source, and a region is named by the piece and its offset, so that overlapping regions still overlap at the
-destination. Written pages are found by comparing with a copy of what was sent, which finds everybody's writes: the
-device's as well as the program's own.
+A piece is a stretch of this process's memory that one or several regions lie in; its name is the address it has at the
+source, and a region is named by the piece and its offset, so that overlapping regions still overlap at the
+destination. Or it is a slot of an address space. Written pages are found by comparing with a copy of what was sent,
+which finds everybody's writes: the device's as well as the program's own.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from softrnic.errors import StateError
+from softrnic.errors import StateError, VerbsError
 from softrnic.migrate import pages, schema
 from softrnic.migrate.stream import MAX_PIECES, Piece
 from softrnic.verbs import Device, Mr
+from softrnic.verbs.slot import Slot
 
 
 class SentMemory:
@@ -45,23 +47,45 @@ class SentMemory:
 
 
 def pieces_of(device: Device) -> tuple[list[SentMemory], dict[int, str]]:
-    """The memory that the regions of a device lie in, and the name of each region by its key."""
-    regions = sorted((m for m in device.mrs.values() if isinstance(m, Mr)), key=lambda m: m.addr)
+    """The memory of a device: what its regions of buffers lie in, and the slots of its address spaces.
+
+    Also the name of each region by its key. EOPNOTSUPP for a slot that is another process's memory.
+    """
+    regions = [m for m in device.mrs.values() if isinstance(m, Mr) and m.space.is_ours]
+    regions.sort(key=lambda m: m.addr)
     stretches: list[list[int]] = []  # [first address, end]
     for mr in regions:
         if stretches and mr.addr < stretches[-1][1]:
             stretches[-1][1] = max(stretches[-1][1], mr.addr + mr.length)
         else:
             stretches.append([mr.addr, mr.addr + mr.length])
-    if len(stretches) > MAX_PIECES:
-        raise StateError("$.pieces", f"{len(stretches)} separate regions, at most {MAX_PIECES} can be moved")
     names, at = {}, 0
     for mr in regions:
         while mr.addr >= stretches[at][1]:
             at += 1
         names[mr.key] = f"{stretches[at][0]:#x}+{mr.addr - stretches[at][0]:#x}"
     keep = [mr._view for mr in regions]
-    return [SentMemory(f"{start:#x}", _bytes_at(start, end - start), keep) for start, end in stretches], names
+    found = [SentMemory(f"{start:#x}", _bytes_at(start, end - start), keep) for start, end in stretches]
+    found += [_slot(number, slot) for number, slots in slots_of(device) for slot in slots]
+    if len(found) > MAX_PIECES:
+        raise StateError("$.pieces", f"{len(found)} separate pieces of memory, at most {MAX_PIECES} can be moved")
+    return found, names
+
+
+def slots_of(device: Device) -> list[tuple[int, list[Slot]]]:
+    """The slots of each address space, by the number that it has in the saved state."""
+    return list(enumerate(space.slots for space in device.spaces if not space.is_ours))
+
+
+def slot_name(number: int, slot: Slot) -> str:
+    """As softrnic.migrate.save calls it."""
+    return f"space {number} at {slot.addr:#x}"
+
+
+def _slot(number: int, slot: Slot) -> SentMemory:
+    if not slot.is_ours:
+        raise VerbsError(errno.EOPNOTSUPP, f"the slot at {slot.addr:#x} is memory of process {slot.pid}")
+    return SentMemory(slot_name(number, slot), _bytes_at(slot.host, slot.length), slot._view)
 
 
 def _bytes_at(addr: int, length: int) -> np.ndarray:
@@ -70,9 +94,11 @@ def _bytes_at(addr: int, length: int) -> np.ndarray:
 
 
 def finder(memory: Mapping[str, np.ndarray]) -> Callable[[schema.Region | schema.Slot], Any]:
-    """What `restore` asks for the bytes of each region."""
+    """What `restore` asks for the bytes of each region and slot."""
 
     def find(region: schema.Region | schema.Slot) -> np.ndarray:
+        if isinstance(region, schema.Slot) and region.name in memory:
+            return memory[region.name]
         name, _, offset = region.name.partition("+")
         try:
             start = int(offset, 16)

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from softrnic.control import warm
-from softrnic.control.migration.fetch import Fetch
+from softrnic.control.migration.fetch import Fetch, Position
 from softrnic.control.migration.link import Link, LinkLostError
-from softrnic.control.migration.memory import finder
+from softrnic.control.migration.memory import finder, slot_name, slots_of
 from softrnic.control.migration.owner import Arrival, Place
 from softrnic.errors import SoftRnicError, StateError
 from softrnic.migrate import pages, restore, stream
@@ -128,12 +128,20 @@ class Incoming:
         count = self.pieces[message.piece].pages
         if len(body) != (count + 7) // 8:
             raise StateError("$.missing", f"{len(body)} bytes for {count} pages")
-        if self._addresses()[message.piece] % stream.PAGE:
+        if any(at.addr % stream.PAGE for at in self._positions()):
             raise StateError("$.missing", "the memory given here is not page-aligned, as it must be to come later")
         self.missing[message.piece] = pages.from_bitmap(body, count)
 
-    def _addresses(self) -> list[int]:
-        return [int(self.here.memory[piece.name].ctypes.data) for piece in self.pieces]
+    def _positions(self) -> list[Position]:
+        """Where each piece lies for the device, which was sketched or restored."""
+        device, memory = self.device, self.here.memory
+        slots = {slot_name(number, slot): slot for number, found in slots_of(device) for slot in found}
+        return [
+            Position(slots[p.name].space, slots[p.name].addr, p.length)
+            if p.name in slots
+            else Position(device.space, int(memory[p.name].ctypes.data), p.length)
+            for p in self.pieces
+        ]
 
     # --- the function ---
 
@@ -190,13 +198,12 @@ class Incoming:
             return False
         self.status = after
         if any(bits.any() for bits in self.missing):
-            memory = [self.here.memory[piece.name] for piece in self.pieces]
             loop = asyncio.get_running_loop()
 
             def want(piece: int, page: int) -> None:
                 loop.call_soon_threadsafe(self.want, piece, page)
 
-            self._fetch = Fetch(self.device.space, memory, self.missing, want)
+            self._fetch = Fetch(self._positions(), self.missing, want)
         self.device.resume()
         self.place.announce(self.device)
         self.place.on_start(self.here)
