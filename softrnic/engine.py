@@ -13,8 +13,8 @@ import numpy as np
 
 from softrnic.jit import i64, inline, kernel
 from softrnic.layout import EVENT_ENTRIES, FrameRing, make_engine
-from softrnic.qp.answer import answers_owed, responses_owed, send_answers
 from softrnic.qp.answer import MORE as ANSWERS_MORE
+from softrnic.qp.answer import answers_owed, responses_owed, send_answers
 from softrnic.qp.finish import flush_rq
 from softrnic.qp.inbound import receive_frame
 from softrnic.qp.packet import begin_burst, close_frame
