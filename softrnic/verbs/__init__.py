@@ -27,7 +27,8 @@ from softrnic.verbs.adapter import PortAttr
 from softrnic.verbs.cq import Cq, Wc
 from softrnic.verbs.device import AsyncEvent, Device, DeviceAttr
 from softrnic.verbs.forward import Onward
-from softrnic.verbs.mr import Mr, Mw, PhysicalMr
+from softrnic.verbs.mr import Mr, PhysicalMr
+from softrnic.verbs.mw import Mw
 from softrnic.verbs.paging import PageFault, PageSource
 from softrnic.verbs.pd import Ah, AhAttr, Pd
 from softrnic.verbs.qp import Qp, QpCap

@@ -32,7 +32,8 @@ from softrnic.verbs.slot import ProcessMemory
 from softrnic.verbs.space import PROCESS_TOP, AddressSpace
 
 if TYPE_CHECKING:
-    from softrnic.verbs.mr import Mr, Mw
+    from softrnic.verbs.mr import Mr
+    from softrnic.verbs.mw import Mw
     from softrnic.verbs.pd import Pd
     from softrnic.verbs.qp import Qp
     from softrnic.verbs.srq import Srq

@@ -7,13 +7,12 @@ wait. `invalidate` is the other direction, the role of an MMU notifier.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import mmap
-import threading
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -23,12 +22,11 @@ from softrnic.counters import C
 from softrnic.errors import VerbsError
 from softrnic.layout import FaultFlag, Paging
 from softrnic.mem import pages
-from softrnic.verbs.bitmap import Bitmap, window
-from softrnic.verbs.slot import TOP, Slot, view_of
+from softrnic.verbs.pagetable import PageTable
+from softrnic.verbs.slot import Slot, view_of
 
 if TYPE_CHECKING:
     from softrnic.engine import Event
-    from softrnic.verbs.device import Device
     from softrnic.verbs.mr import Mr
     from softrnic.verbs.space import AddressSpace
 
@@ -71,112 +69,33 @@ class _Wanted:
     mrs: Counter[int] = field(default_factory=Counter)
 
 
-class PagedSpace:
-    """The part of an address space that is its page table."""
+class PagedSpace(PageTable):
+    """The part of an address space that asks for pages, and is answered."""
 
-    device: Device
-    index: int
-    page_size: int
     slots: list[Slot]
     regions: set[Mr]
 
     def __init__(self) -> None:
+        super().__init__()
         self._resolver: Resolver | None = None
         self._source: PageSource | None = None
-        self._on_demand = False
-        self._table: tuple[Bitmap, Bitmap, Bitmap] | None = None
         self._wanted: dict[int, _Wanted] = {}
         self._seq = 0
-        self._lock = threading.Lock()
 
-    @property
-    def paged(self) -> bool:
-        """Whether on-demand regions look at a page table here."""
-        return self._on_demand
-
-    # --- the page table ---
-
-    @contextlib.contextmanager
-    def _still(self) -> Iterator[None]:
-        """The engine stands still, and nobody else is at this space; in this order everywhere. Not reentrant."""
-        with self.device.quiesced(), self._lock:
-            yield
-
-    def _span(self) -> tuple[int, int]:
-        raise NotImplementedError
-
-    def _refresh(self) -> None:
-        raise NotImplementedError
-
+    @abstractmethod
     def slot_at(self, addr: int) -> Slot | None:
         """The slot that has some byte of the page at an address."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sweep(self) -> None:
-        raise NotImplementedError
+        """Never ask a process again that has died."""
 
-    def _set_paging(self, paging: Paging) -> None:
-        """Inside `quiesced`: the page table exists before anybody looks at it."""
-        record = self.device.record["spaces"][self.index]
-        if paging != Paging.NONE:
-            self._make_table()
-        pages.set_paging(self.device.engine.tables, self.index, int(paging))
-        if paging == Paging.NONE:
-            self._table = None
-            record["npages"] = 0
-        self._refresh()
-
-    def _make_table(self) -> None:
-        """A page table over all of the space, keeping what is known of the pages of the old one."""
-        record = self.device.record["spaces"][self.index]
-        low, high = self._span()
-        before = int(record["first"])
-        if self._table is not None:
-            end = before + int(record["npages"]) * self.page_size
-            if before <= low and high <= end:
-                return
-            low, high = min(low, before), max(high, end)
-        first, count = window(low, high, self.page_size)
-        table = (Bitmap(count), Bitmap(count), Bitmap(count))
-        for new, old in zip(table, self._table or (), strict=False):
-            new.take_over(old, (before - first) // self.page_size // 64)
-        for name, new in zip(("present", "writable", "refused"), table, strict=True):
-            record[name] = new.address
-        record["first"], record["npages"] = first, count
-        record["page_shift"] = self.page_size.bit_length() - 1
-        self._table = table
-
-    def _pages(self, addr: int, length: int) -> tuple[int, int]:
-        """The pages that touch some bytes, as first address and length; EINVAL when there are none."""
-        if self._table is None:
-            raise VerbsError(errno.EINVAL, f"address space {self.index} is not paged")
-        if length <= 0 or addr < 0 or addr > TOP - length:
-            raise VerbsError(errno.EINVAL, f"{length} bytes at {addr:#x} are none, or wrap around")
-        first = addr & -self.page_size
-        return first, min(TOP + 1 - self.page_size, -(-(addr + length) // self.page_size) * self.page_size) - first
-
-    def is_present(self, addr: int, *, write: bool = False) -> bool:
-        """Whether the device may read (write) the page at an address without asking."""
-        return self._table is None or bool(pages.is_present(self.device.engine.tables, self.index, addr, write))
-
-    def missing(self, addr: int, length: int, *, write: bool = False) -> Iterator[tuple[int, int]]:
-        """Page by page what is not present of some bytes, neighbours together: (address, length)."""
-        at, length = self._pages(addr, length)
-        end = at + length
-        tables = self.device.engine.tables
-        while (at := int(pages.next_missing(tables, self.index, at, end, write))) < end:
-            stop = at + self.page_size
-            while stop < end and not self.is_present(stop, write=write):
-                stop += self.page_size
-            yield at, stop - at
-            at = stop
+    # --- faults and answers ---
 
     @property
     def sequence(self) -> int:
         """What `PageFault.seq` is now: counts what was invalidated."""
         return self._seq
-
-    # --- faults and answers ---
 
     @property
     def resolver(self) -> Resolver | None:

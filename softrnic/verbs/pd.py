@@ -13,7 +13,8 @@ from softrnic.spec import Access, QpType
 from softrnic.verbs.address import Gid, IpAddress
 from softrnic.verbs.cq import Cq
 from softrnic.verbs.device import Device
-from softrnic.verbs.mr import Mr, Mw, PhysicalMr, buffer_view
+from softrnic.verbs.mr import Mr, PhysicalMr, buffer_view
+from softrnic.verbs.mw import Mw
 from softrnic.wire.frame import build_av
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ Exact: every byte the device changes lies in a page that is reported, and no pag
 from __future__ import annotations
 
 import errno
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ _CHUNK = 1 << 22  # pages harvested at a time while the engine stands still
 MAX_PAGE_SIZE = 1 << 30
 
 
-class TrackedSpace:
+class TrackedSpace(ABC):
     """The part of an address space that is its dirty log."""
 
     device: Device
@@ -32,11 +33,13 @@ class TrackedSpace:
         self._log: tuple[Bitmap, Bitmap] | None = None
         self._log_size = 0
 
+    @abstractmethod
     def _span(self) -> tuple[int, int]:
-        raise NotImplementedError
+        """First address and end of what there is."""
 
+    @abstractmethod
     def _refresh(self) -> None:
-        raise NotImplementedError
+        """Something was switched on or off: tell the engine."""
 
     @property
     def tracking(self) -> int:
