@@ -192,12 +192,14 @@ def _send_ack(eng, tx, qp, qp_index):
 
 @inline
 def responses_owed(qp):
-    """Whether a READ or an atomic has yet to be answered."""
-    return i64(qp["rd_head"]) < i64(qp["rd_tail"])
+    """Whether a READ or an atomic has yet to be answered, and no page is waited for to do so."""
+    return i64(qp["rd_head"]) < i64(qp["rd_tail"]) and i64(qp["fault"]) & PageWait.RESPONDER.value == 0
 
 
 @inline
 def answers_owed(qp):
-    """Whether `send_answers` has anything to do, also in the error state."""
+    """Whether `send_answers` has anything to do, also in the error state: not while a page is waited for."""
+    if i64(qp["fault"]) & PageWait.RESPONDER.value:
+        return False
     return responses_owed(qp) or qp["ack_state"] != AckState.NONE
 

@@ -290,6 +290,27 @@ def test_both_halves_wait() -> None:
     assert [wc.wr_id for wc in w.poll("b")] == [1]
 
 
+def test_requests_pass_a_paused_answer() -> None:
+    """More requests than a ring holds leave a QP whose answer waits for a page, with no room kept for that answer."""
+    w = World(size=1 << 20)
+    w.random(21)
+    mr = w.region([(0, 8 * PAGE)])
+    qp, peer = w.connect()
+    w.space.resolver = w.faults.append
+    qp.post_send(SendWr(WrOpcode.RDMA_READ, [w.a.mr.sge(0, 64)], 1, remote_addr=mr.iova, rkey=mr.rkey))
+    for _ in range(3):
+        w.round()
+    to = {"remote_addr": w.a.mr.iova + 4096, "rkey": w.a.mr.rkey}
+    peer.post_send([SendWr(WrOpcode.RDMA_WRITE, [w.b.mr.sge(0, 9000)], i, **to) for i in range(10)])
+    for _ in range(200):
+        w.round()
+    assert statuses(w.poll("b")) == ["SUCCESS"] * 10
+    assert w.poll() == []
+    w.space.resolve(BASE, PAGE)
+    w.play()
+    assert statuses(w.poll()) == ["SUCCESS"]
+
+
 def test_destroyed_while_it_waits() -> None:
     """A QP that is gone, or was reset and waits again elsewhere, leaves the list of those who wait in order."""
     w = World()
