@@ -56,6 +56,12 @@ def all_settled(device: Device) -> None:
     raise VerbsError(errno.EBUSY, f"QP {busy.qpn:#x} is not suspended, or has answers to finish")
 
 
+def check_has_bytes(mr: Mr) -> None:
+    """EOPNOTSUPP for a region over all of this process: no other one has its memory."""
+    if isinstance(mr, PhysicalMr) and mr.follows and mr.space.is_ours:
+        raise VerbsError(errno.EOPNOTSUPP, f"region {mr.key:#x} is all of this process, and cannot go anywhere else")
+
+
 class Saver:
     """Numbers of the objects of one device, and every part of it as a schema value."""
 
@@ -120,6 +126,7 @@ class Saver:
 
     def region(self, mr: Mr) -> schema.Region:
         record = self.device.record["mrs"][mr.index]
+        check_has_bytes(mr)
         of_space: dict[str, Any] = {}
         if isinstance(mr, PhysicalMr) and mr.space in self.spaces:
             array = np.array(mr.ranges, "<i8")

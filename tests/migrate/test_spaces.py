@@ -10,11 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from softrnic.control.migration.memory import pieces_of
 from softrnic.errors import StateError
 from softrnic.migrate import restore, save
 from softrnic.migrate.envelope import OPTIONAL, PRODUCER, Section, unwrap, wrap
 from softrnic.migrate.schema import SECTIONS
-from softrnic.verbs import Access, Device, FileMemory, PhysicalMr, SendWr, WrOpcode
+from softrnic.verbs import Access, Device, FileMemory, PhysicalMr, SendWr, VerbsError, WrOpcode
 from tests.odp.world import World, statuses
 from tests.pairs import ALL_ACCESS, IPV4, MAC
 
@@ -72,6 +73,15 @@ def test_golden() -> None:
     assert {key for key, mr in physical.items() if mr.odp} == {0x404, 0x505, 0x606}
     assert {key for key, mr in physical.items() if mr.follows} == {0x303, 0x404}
     assert physical[0x606].space is device.process_space
+
+
+def test_all_of_this_process_goes_nowhere() -> None:
+    device = with_spaces()
+    pd = next(iter(device.pds.values()))
+    pd.reg_all(device.process_space, Access.LOCAL_WRITE, odp=True)
+    for what in (save, pieces_of):
+        with pytest.raises(VerbsError, match="all of this process"):
+            what(device)
 
 
 def test_without_spaces_nothing_is_said_of_them() -> None:

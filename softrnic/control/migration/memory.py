@@ -17,6 +17,7 @@ import numpy as np
 
 from softrnic.errors import StateError, VerbsError
 from softrnic.migrate import pages, schema
+from softrnic.migrate.save import check_has_bytes
 from softrnic.migrate.stream import MAX_PIECES, Piece
 from softrnic.verbs import Device, Mr
 from softrnic.verbs.slot import Slot
@@ -49,9 +50,12 @@ class SentMemory:
 def pieces_of(device: Device) -> tuple[list[SentMemory], dict[int, str]]:
     """The memory of a device: what its regions of buffers lie in, and the slots of its address spaces.
 
-    Also the name of each region by its key. EOPNOTSUPP for a slot that is another process's memory.
+    Also the name of each region by its key. EOPNOTSUPP for a slot that is another process's memory, and for a region
+    over all of this one.
     """
     regions = [m for m in device.mrs.values() if isinstance(m, Mr) and m.space.is_ours]
+    for mr in regions:
+        check_has_bytes(mr)
     regions.sort(key=lambda m: m.addr)
     stretches: list[list[int]] = []  # [first address, end]
     for mr in regions:
