@@ -22,7 +22,7 @@ from softrnic.counters import C
 from softrnic.errors import VerbsError
 from softrnic.layout import FaultFlag, Paging
 from softrnic.mem import pages
-from softrnic.verbs.pagetable import PageTable
+from softrnic.verbs.pagetable import PageTable, prepare
 from softrnic.verbs.slot import Slot, view_of
 
 if TYPE_CHECKING:
@@ -265,6 +265,7 @@ class PagedSpace(PageTable):
 
     @page_source.setter
     def page_source(self, source: PageSource | None) -> None:
+        prepare()
         with self._still():
             if source is not None and self._source is None:
                 self._set_paging(Paging.EVERY)

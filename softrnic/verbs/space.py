@@ -23,6 +23,7 @@ from softrnic.layout import SPACE, Paging, SpaceKind
 from softrnic.mem import pages, raw
 from softrnic.mem.ranges import cover
 from softrnic.mem.space import MEM_OK, PAGE_SIZE
+from softrnic.verbs.pagetable import prepare
 from softrnic.verbs.paging import PagedSpace
 from softrnic.verbs.slot import NOBODY, TOP, ProcessMemory, Slot, view_of
 from softrnic.verbs.tracking import TrackedSpace, check_page_size
@@ -55,6 +56,8 @@ class AddressSpace(PagedSpace, TrackedSpace):
         self._zeros = mmap.mmap(-1, PAGE_SIZE)
         self._slot_run = (0, 0)
         self.index = device.pools.spaces.alloc()
+        if paged:
+            prepare()
         with device.quiesced():
             device.record["spaces"][self.index : self.index + 1] = np.zeros(1, SPACE)
             record = device.record["spaces"][self.index]

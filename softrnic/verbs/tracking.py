@@ -52,6 +52,7 @@ class TrackedSpace(ABC):
             raise VerbsError(errno.EBUSY, f"writes are being recorded already, by pages of {self._log_size}")
         check_page_size(page_size)
         self._log_size = page_size
+        harvest(self.device.engine.tables, self.index, 0, 0, np.zeros(1, np.uint64))  # of nothing: it compiles
         with self.device.quiesced():
             self._make_log()
             self.device.record["spaces"][self.index]["tracking"] = 1
