@@ -114,7 +114,7 @@ class PagedSpace(PageTable):
         page, write = event.arg & -self.page_size, bool(event.flags & FaultFlag.WRITE)
         failed = bool(event.flags & FaultFlag.FAILED)
         self.sweep()
-        with self._still():
+        with self._lock:  # whoever drives the engine is here, so it stands still
             if self._table is None:
                 return
             known = self._wanted.get(page)
