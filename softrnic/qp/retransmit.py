@@ -218,7 +218,12 @@ def peer_has_stopped(eng, qp, qp_index):
 
 @inline
 def peer_is_awake(eng, qp, qp_index):
-    """Whatever we waited for of the peer, it is there: go on from the oldest unacknowledged packet."""
+    """Whatever we waited for of the peer, it is there: go on from the oldest unacknowledged packet.
+
+    Before our RESUME has left, it is there and has not yet heard of it.
+    """
+    if qp["req_wait"] == ReqWait.RESUMED and qp["timer"] != TimerKind.STOP:
+        return
     qp["req_wait"] = ReqWait.NONE
     stop_timer(qp)
     qp["probe"] = Probe.NONE

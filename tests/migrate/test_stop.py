@@ -186,6 +186,39 @@ def test_both_stop_at_once() -> None:
     assert [wc.ok for side in (p.a, p.b) for wc in side.cq.poll()] == [True, True]
 
 
+@pytest.mark.parametrize("opcode", [WrOpcode.RDMA_READ, WrOpcode.ATOMIC_FETCH_AND_ADD])
+def test_an_answer_lost_on_the_move(opcode: WrOpcode) -> None:
+    """What acknowledges the RESUME shows that a READ was executed whose answer never came: it is asked for again."""
+    p = Pair()
+    _, qb = agreed(p)
+    p.filter = lambda data, sender: None if sender is p.a else data
+    qb.post_send(SendWr(opcode, [p.b.mr.sge(0, 8)], 1, remote_addr=p.a.mr.iova, rkey=p.a.mr.rkey, compare_add=3))
+    p.step()
+    p.step()
+    p.filter = None
+    qb.suspend("stop")
+    qb.resume()
+    p.run(budget_ns=S)
+    assert [wc.status for wc in p.b.cq.poll()] == [WcStatus.SUCCESS]
+    assert p.b.device.counter(C.SEND_RESUME) == 1
+    assert p.a.buf[0] == (3 if opcode == WrOpcode.ATOMIC_FETCH_AND_ADD else 0)
+
+
+def test_a_peer_is_told_whatever_comes_of_it_meanwhile() -> None:
+    """An answer in flight shows that its responder lives, not that its requester knows of us."""
+    p = Pair()
+    qa, qb = agreed(p)
+    qb.post_send(SendWr(WrOpcode.RDMA_READ, [p.b.mr.sge(0, 8)], 1, remote_addr=p.a.mr.iova, rkey=p.a.mr.rkey))
+    p.step()
+    qa.record["req_wait"] = ReqWait.STOPPED
+    qb.suspend("stop")
+    qb.resume()
+    p.run(budget_ns=S // 100)
+    assert [wc.status for wc in p.b.cq.poll()] == [WcStatus.SUCCESS]
+    assert p.a.device.counter(C.RCVD_RESUME) == 1
+    assert int(qa.record["req_wait"]) == ReqWait.NONE
+
+
 def test_an_agreement_moves_along() -> None:
     p = Pair()
     p.a.qps, p.b.qps = [], []
