@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from softrnic.jit import addr_of, atomic_or64, cttz64, inline, kernel, ld64, st64, st_rel64
+from softrnic.jit import addr_of, atomic_or64, cttz64, inline, kernel, ld32, ld64, st32, st64, st_rel64
 
 RING_HEADER = 8  # words before a ring's entries
 RING_PRODUCED, RING_CONSUMED, RING_OVERFLOW = 0, 1, 2
@@ -70,11 +70,11 @@ def or_scaled(words: np.ndarray, size: int, skew: int, dst: int, target: int, li
     The source begins `skew` bytes after the bitmap does (negative: before). Bits from `limit` on are not touched.
     """
     pages = 0
-    for i in range(len(words)):
-        word = ld64(addr_of(words) + 8 * i)
-        while word != 0:
-            page = 64 * i + cttz64(word)
-            word &= word - 1
+    for i in range(2 * len(words)):
+        half = ld32(addr_of(words) + 4 * i)  # never negative
+        while half != 0:
+            page = 32 * i + cttz64(half)
+            half &= half - 1
             pages += 1
             start = skew + page * size
             first = max(0, start // target)
@@ -91,17 +91,17 @@ def push_pages(words: np.ndarray, first: int, ring: np.ndarray) -> int:
     produced = ld64(at + 8 * RING_PRODUCED)
     room = slots - (produced - ld64(at + 8 * RING_CONSUMED))
     left = 0
-    for i in range(len(words)):
-        where = addr_of(words) + 8 * i
-        word = ld64(where)
-        while word != 0 and room > 0:
-            st64(at + 8 * (RING_HEADER + produced % slots), first + 64 * i + cttz64(word))
-            word &= word - 1
+    for i in range(2 * len(words)):
+        where = addr_of(words) + 4 * i
+        half = ld32(where)
+        while half != 0 and room > 0:
+            st64(at + 8 * (RING_HEADER + produced % slots), first + 32 * i + cttz64(half))
+            half &= half - 1
             produced += 1
             room -= 1
-        st64(where, word)
-        while word != 0:
-            word &= word - 1
+        st32(where, half)
+        while half != 0:
+            half &= half - 1
             left += 1
     st64(at + 8 * RING_OVERFLOW, 1 if left else 0)
     st_rel64(at + 8 * RING_PRODUCED, produced)

@@ -348,6 +348,7 @@ class Resolver:
             if addr is None:
                 _quietly(uffd.unregister, target, watch.span.length)
                 continue
+            watch.space.invalidate(addr, watch.span.length)
             moved = Watch(watch.space, addr, replace(watch.span, start=target), watch.source)
             with self._edit:
                 self._exchange(moved, [moved])
