@@ -12,14 +12,14 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from softrnic.control import warm
 from softrnic.control.migration.connect import Dial
 from softrnic.control.migration.link import Link, LinkLostError
-from softrnic.control.migration.memory import pieces_of
+from softrnic.control.migration.memory import SentMemory, stretches_of
 from softrnic.control.migration.owner import Owner
+from softrnic.control.migration.report import CancelledMoveError, InDoubtError, NotMovedError, Progress, Report
 from softrnic.errors import SoftRnicError, StateError
 from softrnic.migrate import pages, save, stream
 from softrnic.migrate.commit import Event, Source, Target, source_after
@@ -34,52 +34,6 @@ FIXED_NS = 5_000_000  # of a pause, apart from memory, before anything was measu
 SETTLE_SECONDS = 2.0
 AGAIN_SECONDS = 0.05  # before the connection is made again, at first
 _SYNC_EVERY = 64  # messages with memory between two acknowledgements
-
-
-class NotMovedError(SoftRnicError):
-    """The function did not move and runs here, as before."""
-
-
-class CancelledMoveError(NotMovedError):
-    """Because somebody said so."""
-
-
-class InDoubtError(SoftRnicError):
-    """COMMIT was sent, and the destination cannot be reached: it may run there. It stays suspended here."""
-
-
-@dataclass
-class Progress:
-    """How far it is."""
-
-    phase: str = "connecting"
-    round: int = 0
-    sent_bytes: int = 0
-    memory_bytes: int = 0
-    left_bytes: int = 0
-    dirty_rate: float = 0.0
-    bandwidth: float = 0.0
-    downtime_ns: int | None = None
-    reconnects: int = 0
-
-
-@dataclass
-class Report:
-    """What it took."""
-
-    rounds: list[Round] = field(default_factory=list)
-    pages: list[int] = field(default_factory=list)
-    """Sent in each round; the last are those sent during the pause."""
-    downtime_ns: int = 0
-    """From the last packet that could be handled here until the destination said that it runs."""
-    postcopy_pages: int = 0
-    demanded_pages: int = 0
-    """Of those, the ones that somebody waited for."""
-    state_bytes: int = 0
-    sketched: bool = False
-    """Whether the objects were made before the pause."""
-    sent_bytes: int = 0
-    reconnects: int = 0
 
 
 class Departure:
@@ -108,7 +62,8 @@ class Departure:
         self._mac = b""
         self._cancelled = False
         self._replies: asyncio.Queue[Any] = asyncio.Queue()
-        self._memory, self._names = pieces_of(device)
+        stretches, self._names = stretches_of(device)
+        self._memory = [SentMemory(stretch) for stretch in stretches]
         self._orders: list[PageOrder] = []  # after the switch
         self._in_flight: deque[tuple[int, int, int, int]] = deque()  # (seq, piece, first, count)
         self._seq = 0
@@ -402,8 +357,8 @@ class Departure:
 
     def _check_pieces(self) -> None:
         """Memory registered meanwhile would not be at the destination."""
-        now, names = pieces_of(self.device)
-        if [m.piece for m in now] != [m.piece for m in self._memory]:
+        now, names = stretches_of(self.device)
+        if [stretch.piece for stretch in now] != [m.piece for m in self._memory]:
             raise NotMovedError(f"regions of {self.name} were registered or deregistered meanwhile: try again")
         self._names = names
 
