@@ -19,6 +19,7 @@ from softrnic.control.migration import (
     NotMovedError,
     listen_unix,
 )
+from softrnic.control.migration.source import FIXED_NS
 from softrnic.errors import StateError
 from softrnic.migrate.commit import Source
 from softrnic.migrate.precopy import Limits
@@ -207,7 +208,7 @@ def test_limits_of_patience(tmp_path: Path) -> None:
 
 # --- memory that comes afterwards -----------------------------------------------------------------------------
 
-LATER = Limits(downtime_ns=6_000_000, postcopy=True)  # 5 ms of it are fixed: all else is too long
+LATER = Limits(downtime_ns=FIXED_NS + 1, postcopy=True)  # whatever is left to send is too long
 BIG = 4 << 20
 
 

@@ -247,7 +247,7 @@ class Departure:
     # --- memory while it runs ---
 
     async def _copy_and_switch(self, link: Link, status: Target) -> None:
-        if status is Target.HOLDING:
+        if status is not Target.UNKNOWN:  # whatever an earlier attempt to switch has left there
             await link.send(stream.Retract())
         self.progress.memory_bytes = sum(m.piece.length for m in self._memory)
         rounds: list[Round] = []

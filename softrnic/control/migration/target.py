@@ -119,8 +119,8 @@ class Incoming:
         missing = self.missing[piece][first : first + count]
         if self._fetch is None or not missing.all():
             raise StateError("$.pages", "a page of a function that runs came twice")
-        missing[:] = False
         self._fetch.land(piece, first, count, data)
+        missing[:] = False  # not before: Fetch takes what is not missing for present, in the thread of the NIC
 
     def lacks(self, message: stream.Missing, body: bytes) -> None:
         """Which pages will come later."""
