@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 FIXED_NS = 5_000_000  # of a pause, apart from memory, before anything was measured
 SETTLE_SECONDS = 2.0
 AGAIN_SECONDS = 0.05  # before the connection is made again, at first
+SKETCHES = 5  # drawn, until one is still true when the pause comes
 _SYNC_EVERY = 64  # messages with memory between two acknowledgements
 
 
@@ -251,7 +252,16 @@ class Departure:
             await link.send(stream.Retract())
         self.progress.memory_bytes = sum(m.piece.length for m in self._memory)
         rounds: list[Round] = []
-        await self._send_sketch(link)
+        for _ in range(SKETCHES):
+            await self._send_sketch(link)
+            later = await self._copy(link, rounds)
+            if self._sketch and self._sketch.is_current(self.device) and await self._switch(link, later=later):
+                return
+        self._sketch = None  # objects change all the time: with the state as a whole, and a longer pause
+        await self._switch(link, later=await self._copy(link, rounds))
+
+    async def _copy(self, link: Link, rounds: list[Round]) -> bool:
+        """Rounds until it is time to switch; True: memory that is not sent yet follows afterwards."""
         while True:
             rounds.append(await self._round(link, len(rounds)))
             self.report.rounds.append(rounds[-1])
@@ -260,8 +270,7 @@ class Departure:
             if decision.step is Step.GIVE_UP:
                 raise NotMovedError(f"{self.name} stays: {decision.reason}")
             if decision.step is not Step.AGAIN:
-                break
-        await self._switch(link, later=decision.step is Step.POSTCOPY)
+                return decision.step is Step.POSTCOPY
 
     async def _send_sketch(self, link: Link) -> None:
         """The objects there are, so that the destination makes them before the pause. A help, not a need."""
@@ -319,11 +328,16 @@ class Departure:
 
     # --- the switch ---
 
-    async def _switch(self, link: Link, *, later: bool) -> None:
-        """The pause. `later`: memory not sent yet follows afterwards."""
+    async def _switch(self, link: Link, *, later: bool) -> bool:
+        """The pause. `later`: memory not sent yet follows afterwards. False: the sketch was too old, it goes on here."""
         self._tell("switching")
         await self._suspend()
         self._check_pieces()
+        parts = self._sketch.fill_in_parts(self.device) if self._sketch else [save(self.device, self._names)]
+        if parts is None:
+            self._stay(Event.RESUME)
+            return False
+        self.report.sketched = self._sketch is not None
         await self._look()
         if later:
             for index, memory in enumerate(self._memory):
@@ -331,10 +345,6 @@ class Departure:
         else:
             self.report.pages.append((await self._send_todo(link))[0])
         opaque = self.owner.opaque()
-        parts = self._sketch.fill_in_parts(self.device) if self._sketch else None
-        self.report.sketched = parts is not None
-        if parts is None:
-            parts = [save(self.device, self._names)]
         self.report.state_bytes = sum(len(part) for part in parts)
         await link.send(stream.State(len(opaque), live=self.report.sketched), opaque, *parts)
         await self._answer(stream.Ready)
@@ -343,6 +353,7 @@ class Departure:
         await link.send(stream.Commit())
         await self._answer(stream.Runs)
         self._runs_there()
+        return True
 
     async def _suspend(self) -> None:
         self.state = source_after(self.state, Event.SUSPEND)
