@@ -329,7 +329,7 @@ class Departure:
     # --- the switch ---
 
     async def _switch(self, link: Link, *, later: bool) -> bool:
-        """The pause. `later`: memory not sent yet follows afterwards. False: the sketch was too old, it goes on here."""
+        """The pause. `later`: memory not sent yet follows afterwards. False: the sketch was too old; it goes on."""
         self._tell("switching")
         await self._suspend()
         self._check_pieces()
