@@ -59,8 +59,10 @@ class HostPlace:
         return self.host.mac
 
     def make(self, name: str) -> Device:
-        if any(f.device.name == name for f in self.host.functions):
-            raise VerbsError(errno.EEXIST, f"there is a function {name} already")
+        for function in [f for f in self.host.functions if f.device.name == name]:
+            if not _has_left(function):
+                raise VerbsError(errno.EEXIST, f"there is a function {name} already")
+            function.close()  # it comes back: nothing of it is sent on any more
         function = self.host.add_function(name)
         self._coming[function.device] = function
         return function.device
@@ -85,6 +87,12 @@ class HostPlace:
 
     def on_drop(self, arrival: Arrival) -> None:
         """It will not run here; after `on_arrival` only."""
+
+
+def _has_left(function: Function) -> bool:
+    """Whether only the forwarding of late packets is left of it."""
+    device = function.device
+    return device.adapter.functions.get(device.func) is not device
 
 
 def nobody(function: Function) -> Owner:
@@ -185,7 +193,7 @@ class Daemon:
     # --- functions ---
 
     def _function(self, name: str) -> Function:
-        found = next((f for f in self.host.functions if f.device.name == name), None)
+        found = next((f for f in self.host.functions if f.device.name == name and not _has_left(f)), None)
         if found is None:
             raise VerbsError(errno.ENODEV, f"there is no function {name}")
         return found
@@ -260,9 +268,10 @@ class Daemon:
 
 
 def leave(function: Function, mac: bytes) -> None:
-    """Nothing of a function stays, but that late packets are sent on to the host it went to."""
+    """Nothing of a function stays, but that late packets are sent on for a while to the host it went to."""
     if mac:
         function.forward(mac, seconds=FORWARD_SECONDS)
+        asyncio.get_running_loop().call_later(FORWARD_SECONDS, function.close)
     else:
         function.close()
 

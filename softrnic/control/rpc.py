@@ -9,6 +9,7 @@ whatever was asked for. Knows nothing of what the requests do.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import Callable
@@ -171,7 +172,8 @@ def call(path: str | Path, request: Request, on_progress: Callable[[Any], None] 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
             sock.connect(str(path))
-            sock.sendall(frame(request))
+            with contextlib.suppress(BrokenPipeError):  # refused already, and the reply says why
+                sock.sendall(frame(request))
             while isinstance(reply := _read_reply(sock), Progress):
                 on_progress(reply.value)
         except ConnectionRefusedError:

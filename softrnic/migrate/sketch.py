@@ -51,16 +51,18 @@ class Sketch:
         parts = self.fill_in_parts(device)
         return None if parts is None else b"".join(parts)
 
+    def is_current(self, device: Device) -> bool:
+        """Whether the objects are still those, as they were; for a look in passing also while they are used."""
+        return self._objects == _objects(Saver(device, self._names)) and self._attributes == _attributes(device)
+
     def fill_in_parts(self, device: Device) -> list[bytes | memoryview] | None:
         """The same in parts, uncopied."""
         all_settled(device)
         with device.quiesced():
-            saver = Saver(device, self._names)
-            if _objects(saver) != self._objects or _attributes(device) != self._attributes:
-                return None
-            columns = _columns(device)
+            columns = _columns(device) if self.is_current(device) else None
             if columns is None:
                 return None
+            saver = Saver(device, self._names)
             parts = {3: saver.queues(), 5: schema.EventState(events=saver.events())}
             if counters := saver.counters():
                 parts[6] = schema.CounterState(counters=counters)

@@ -326,6 +326,26 @@ def test_migrate(policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     story(tmp_path, tell)
 
 
+def test_there_and_back_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Five moves in a row, while the old places still send late packets on."""
+
+    async def tell(lab: Lab) -> None:
+        _, _, traffic = await lab.traffic()
+        back = Keeping(lab.hosts[0])
+        async with listen_unix(Arrivals(back), tmp_path / "back"):
+            for i in range(5):
+                there = lab.there if i % 2 == 0 else tmp_path / "back"
+                assert await lab.cli("migrate", "vf0", "--to", str(there), at=i % 2) == 0, capsys.readouterr().err
+                await traffic.some(2)
+        traffic.stop()
+        (memory,) = lab.place.started[-1].memory.values()
+        assert np.array_equal(memory, traffic.image)
+        assert len(lab.place.started) == 3
+        assert len(back.started) == 2
+
+    story(tmp_path, tell)
+
+
 def test_migrate_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing of it changes anything."""
 

@@ -19,10 +19,12 @@ from softrnic.control.migration import (
     NotMovedError,
     listen_unix,
 )
+from softrnic.control.migration.source import FIXED_NS
 from softrnic.errors import StateError
 from softrnic.migrate.commit import Source
 from softrnic.migrate.precopy import Limits
 from softrnic.migrate.stream import Piece
+from softrnic.verbs import QpType
 from tests.control.moving import ACCESS, Proxy, Recorder, Room, Traffic, departure, destination, is_empty, scene
 
 pytestmark = [pytest.mark.jit_only, pytest.mark.timeout(600)]
@@ -207,7 +209,7 @@ def test_limits_of_patience(tmp_path: Path) -> None:
 
 # --- memory that comes afterwards -----------------------------------------------------------------------------
 
-LATER = Limits(downtime_ns=6_000_000, postcopy=True)  # 5 ms of it are fixed: all else is too long
+LATER = Limits(downtime_ns=FIXED_NS + 1, postcopy=True)  # whatever is left to send is too long
 BIG = 4 << 20
 
 
@@ -316,5 +318,59 @@ def test_regions_of_an_address_space(limits: Limits | None, tmp_path: Path) -> N
             assert is_empty(made.source)
             assert report.sketched
             assert (report.postcopy_pages > 0) == (limits is not None)
+
+    run(story())
+
+
+# --- objects that change meanwhile ----------------------------------------------------------------------------
+
+
+def test_a_queue_pair_made_after_the_sketch(tmp_path: Path) -> None:
+    """Another sketch is drawn, before the pause or, if it was noticed in the pause only, after that was ended."""
+
+    async def story(step: str) -> None:
+        with scene() as made:
+            leaving = departure(made, tmp_path / step, owner=(owner := Recorder()))
+            honest = getattr(leaving, step)
+            done: list[bool] = []
+
+            async def meddle(*args: Any, **kwargs: Any) -> Any:
+                result = await honest(*args, **kwargs)
+                if not done:
+                    done.append(True)
+                    made.moving.pd.create_qp(QpType.RC, made.moving.cq, made.moving.cq)
+                return result
+
+            setattr(leaving, step, meddle)
+            async with destination(made, tmp_path / step):
+                await made.traffic.some()
+                report = await leaving.run()
+                await made.traffic.some()
+                assert report.sketched
+                assert len(made.room.started[0].restored.qps) == 2
+            made.check_moved()
+            assert owner.said == (["pause", "gone"] if step == "_copy" else ["pause", "resume", "pause", "gone"])
+
+    for step in ("_copy", "_suspend"):
+        run(story(step))
+
+
+def test_objects_that_change_all_the_time(tmp_path: Path) -> None:
+    async def story() -> None:
+        with scene() as made:
+            leaving = departure(made, tmp_path / "there")
+            honest = leaving._copy
+
+            async def meddle(*args: Any) -> bool:
+                made.moving.pd.create_qp(QpType.RC, made.moving.cq, made.moving.cq)
+                return await honest(*args)
+
+            leaving._copy = meddle  # type: ignore[method-assign]
+            async with destination(made, tmp_path / "there"):
+                report = await leaving.run()
+                await made.traffic.some()
+                assert not report.sketched
+                assert len(made.room.started[0].restored.qps) == 1 + 6
+            made.check_moved()
 
     run(story())

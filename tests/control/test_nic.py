@@ -148,6 +148,33 @@ def test_nothing_moves_while_quiesced(pair: Ends) -> None:
     assert b.cq.wait(SECONDS)[0].wc_flags == 0
 
 
+def test_quiesced_within_quiesced(pair: Ends) -> None:
+    """For the thread that has the engine stand still it goes on doing so; another waits for the outermost to end."""
+    a, b = pair
+    got: list[str] = []
+
+    def other() -> None:
+        with a.host.device.quiesced():
+            got.append("other")
+
+    with a.host.device.quiesced():
+        with a.host.device.quiesced():
+            got.append("inner")
+        thread = threading.Thread(target=other)
+        thread.start()
+        before = a.host.device.counter(C.SENT_PKTS)
+        a.qp.post_send(SendWr(WrOpcode.SEND, inline=b"waits"))
+        thread.join(0.05)
+        got.append("outer")
+        assert a.host.device.counter(C.SENT_PKTS) == before
+    thread.join(SECONDS)
+    assert got == ["inner", "outer", "other"]
+    inbox = bytearray(64)
+    with b.pd.reg_mr(inbox) as region:
+        b.qp.post_recv(RecvWr([region.sge()]))
+        assert b.cq.wait(SECONDS)[0].ok
+
+
 def test_standing_still_among_traffic(pair: Ends) -> None:
     """Objects come and go on both devices while data flows: nobody waits for ever, nothing is lost."""
     a, b = pair

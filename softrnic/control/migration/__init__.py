@@ -16,14 +16,8 @@ from __future__ import annotations
 from softrnic.control.migration.connect import Dial, Token, dial, dial_unix, listen, listen_unix, read_token
 from softrnic.control.migration.link import Link, LinkLostError
 from softrnic.control.migration.owner import Arrival, Owner, Place
-from softrnic.control.migration.source import (
-    CancelledMoveError,
-    Departure,
-    InDoubtError,
-    NotMovedError,
-    Progress,
-    Report,
-)
+from softrnic.control.migration.report import CancelledMoveError, InDoubtError, NotMovedError, Progress, Report
+from softrnic.control.migration.source import Departure
 from softrnic.control.migration.target import Arrivals
 
 __all__ = [

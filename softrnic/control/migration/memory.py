@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,15 +23,22 @@ from softrnic.verbs import Device, Mr
 from softrnic.verbs.slot import Slot
 
 
+class Stretch(NamedTuple):
+    """Memory of this process that moves as one piece; `keep`: what must live for the bytes to do."""
+
+    piece: Piece
+    addr: int
+    keep: object
+
+
 class SentMemory:
     """One piece at the source."""
 
-    def __init__(self, name: str, data: np.ndarray, keep: object = None) -> None:
-        """`keep` lives as long as this does: what the bytes belong to."""
-        self.piece = Piece(name, len(data))
-        self._data = data
-        self._keep = keep
-        self._copy = np.zeros(len(data), np.uint8)
+    def __init__(self, stretch: Stretch) -> None:
+        self.piece = stretch.piece
+        self._data = np.ctypeslib.as_array((ctypes.c_uint8 * stretch.piece.length).from_address(stretch.addr))
+        self._keep = stretch.keep
+        self._copy = np.zeros(stretch.piece.length, np.uint8)
         self.todo = np.ones(self.piece.pages, bool)
         """Pages to be sent, again or for the first time."""
 
@@ -47,7 +54,7 @@ class SentMemory:
         return self._copy[part]
 
 
-def pieces_of(device: Device) -> tuple[list[SentMemory], dict[int, str]]:
+def stretches_of(device: Device) -> tuple[list[Stretch], dict[int, str]]:
     """The memory of a device: what its regions of buffers lie in, and the slots of its address spaces.
 
     Also the name of each region by its key. EOPNOTSUPP for a slot that is another process's memory, and for a region
@@ -57,19 +64,19 @@ def pieces_of(device: Device) -> tuple[list[SentMemory], dict[int, str]]:
     for mr in regions:
         check_has_bytes(mr)
     regions.sort(key=lambda m: m.addr)
-    stretches: list[list[int]] = []  # [first address, end]
+    ends: list[list[int]] = []  # [first address, end]
     for mr in regions:
-        if stretches and mr.addr < stretches[-1][1]:
-            stretches[-1][1] = max(stretches[-1][1], mr.addr + mr.length)
+        if ends and mr.addr < ends[-1][1]:
+            ends[-1][1] = max(ends[-1][1], mr.addr + mr.length)
         else:
-            stretches.append([mr.addr, mr.addr + mr.length])
+            ends.append([mr.addr, mr.addr + mr.length])
     names, at = {}, 0
     for mr in regions:
-        while mr.addr >= stretches[at][1]:
+        while mr.addr >= ends[at][1]:
             at += 1
-        names[mr.key] = f"{stretches[at][0]:#x}+{mr.addr - stretches[at][0]:#x}"
+        names[mr.key] = f"{ends[at][0]:#x}+{mr.addr - ends[at][0]:#x}"
     keep = [mr._view for mr in regions]
-    found = [SentMemory(f"{start:#x}", _bytes_at(start, end - start), keep) for start, end in stretches]
+    found = [Stretch(Piece(f"{start:#x}", end - start), start, keep) for start, end in ends]
     found += [_slot(number, slot) for number, slots in slots_of(device) for slot in slots]
     if len(found) > MAX_PIECES:
         raise StateError("$.pieces", f"{len(found)} separate pieces of memory, at most {MAX_PIECES} can be moved")
@@ -86,15 +93,10 @@ def slot_name(number: int, slot: Slot) -> str:
     return f"space {number} at {slot.addr:#x}"
 
 
-def _slot(number: int, slot: Slot) -> SentMemory:
+def _slot(number: int, slot: Slot) -> Stretch:
     if not slot.is_ours:
         raise VerbsError(errno.EOPNOTSUPP, f"the slot at {slot.addr:#x} is memory of process {slot.pid}")
-    return SentMemory(slot_name(number, slot), _bytes_at(slot.host, slot.length), slot._view)
-
-
-def _bytes_at(addr: int, length: int) -> np.ndarray:
-    """Memory of this process, which somebody keeps alive."""
-    return np.ctypeslib.as_array((ctypes.c_uint8 * length).from_address(addr))
+    return Stretch(Piece(slot_name(number, slot), slot.length), slot.host, slot._view)
 
 
 def finder(memory: Mapping[str, np.ndarray]) -> Callable[[schema.Region | schema.Slot], Any]:

@@ -12,14 +12,14 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from softrnic.control import warm
 from softrnic.control.migration.connect import Dial
 from softrnic.control.migration.link import Link, LinkLostError
-from softrnic.control.migration.memory import pieces_of
+from softrnic.control.migration.memory import SentMemory, stretches_of
 from softrnic.control.migration.owner import Owner
+from softrnic.control.migration.report import CancelledMoveError, InDoubtError, NotMovedError, Progress, Report
 from softrnic.errors import SoftRnicError, StateError
 from softrnic.migrate import pages, save, stream
 from softrnic.migrate.commit import Event, Source, Target, source_after
@@ -33,53 +33,8 @@ log = logging.getLogger(__name__)
 FIXED_NS = 5_000_000  # of a pause, apart from memory, before anything was measured
 SETTLE_SECONDS = 2.0
 AGAIN_SECONDS = 0.05  # before the connection is made again, at first
+SKETCHES = 5  # drawn, until one is still true when the pause comes
 _SYNC_EVERY = 64  # messages with memory between two acknowledgements
-
-
-class NotMovedError(SoftRnicError):
-    """The function did not move and runs here, as before."""
-
-
-class CancelledMoveError(NotMovedError):
-    """Because somebody said so."""
-
-
-class InDoubtError(SoftRnicError):
-    """COMMIT was sent, and the destination cannot be reached: it may run there. It stays suspended here."""
-
-
-@dataclass
-class Progress:
-    """How far it is."""
-
-    phase: str = "connecting"
-    round: int = 0
-    sent_bytes: int = 0
-    memory_bytes: int = 0
-    left_bytes: int = 0
-    dirty_rate: float = 0.0
-    bandwidth: float = 0.0
-    downtime_ns: int | None = None
-    reconnects: int = 0
-
-
-@dataclass
-class Report:
-    """What it took."""
-
-    rounds: list[Round] = field(default_factory=list)
-    pages: list[int] = field(default_factory=list)
-    """Sent in each round; the last are those sent during the pause."""
-    downtime_ns: int = 0
-    """From the last packet that could be handled here until the destination said that it runs."""
-    postcopy_pages: int = 0
-    demanded_pages: int = 0
-    """Of those, the ones that somebody waited for."""
-    state_bytes: int = 0
-    sketched: bool = False
-    """Whether the objects were made before the pause."""
-    sent_bytes: int = 0
-    reconnects: int = 0
 
 
 class Departure:
@@ -108,7 +63,8 @@ class Departure:
         self._mac = b""
         self._cancelled = False
         self._replies: asyncio.Queue[Any] = asyncio.Queue()
-        self._memory, self._names = pieces_of(device)
+        stretches, self._names = stretches_of(device)
+        self._memory = [SentMemory(stretch) for stretch in stretches]
         self._orders: list[PageOrder] = []  # after the switch
         self._in_flight: deque[tuple[int, int, int, int]] = deque()  # (seq, piece, first, count)
         self._seq = 0
@@ -292,11 +248,20 @@ class Departure:
     # --- memory while it runs ---
 
     async def _copy_and_switch(self, link: Link, status: Target) -> None:
-        if status is Target.HOLDING:
+        if status is not Target.UNKNOWN:  # whatever an earlier attempt to switch has left there
             await link.send(stream.Retract())
         self.progress.memory_bytes = sum(m.piece.length for m in self._memory)
         rounds: list[Round] = []
-        await self._send_sketch(link)
+        for _ in range(SKETCHES):
+            await self._send_sketch(link)
+            later = await self._copy(link, rounds)
+            if self._sketch and self._sketch.is_current(self.device) and await self._switch(link, later=later):
+                return
+        self._sketch = None  # objects change all the time: with the state as a whole, and a longer pause
+        await self._switch(link, later=await self._copy(link, rounds))
+
+    async def _copy(self, link: Link, rounds: list[Round]) -> bool:
+        """Rounds until it is time to switch; True: memory that is not sent yet follows afterwards."""
         while True:
             rounds.append(await self._round(link, len(rounds)))
             self.report.rounds.append(rounds[-1])
@@ -305,8 +270,7 @@ class Departure:
             if decision.step is Step.GIVE_UP:
                 raise NotMovedError(f"{self.name} stays: {decision.reason}")
             if decision.step is not Step.AGAIN:
-                break
-        await self._switch(link, later=decision.step is Step.POSTCOPY)
+                return decision.step is Step.POSTCOPY
 
     async def _send_sketch(self, link: Link) -> None:
         """The objects there are, so that the destination makes them before the pause. A help, not a need."""
@@ -364,11 +328,16 @@ class Departure:
 
     # --- the switch ---
 
-    async def _switch(self, link: Link, *, later: bool) -> None:
-        """The pause. `later`: memory not sent yet follows afterwards."""
+    async def _switch(self, link: Link, *, later: bool) -> bool:
+        """The pause. `later`: memory not sent yet follows afterwards. False: the sketch was too old; it goes on."""
         self._tell("switching")
         await self._suspend()
         self._check_pieces()
+        parts = self._sketch.fill_in_parts(self.device) if self._sketch else [save(self.device, self._names)]
+        if parts is None:
+            self._stay(Event.RESUME)
+            return False
+        self.report.sketched = self._sketch is not None
         await self._look()
         if later:
             for index, memory in enumerate(self._memory):
@@ -376,10 +345,6 @@ class Departure:
         else:
             self.report.pages.append((await self._send_todo(link))[0])
         opaque = self.owner.opaque()
-        parts = self._sketch.fill_in_parts(self.device) if self._sketch else None
-        self.report.sketched = parts is not None
-        if parts is None:
-            parts = [save(self.device, self._names)]
         self.report.state_bytes = sum(len(part) for part in parts)
         await link.send(stream.State(len(opaque), live=self.report.sketched), opaque, *parts)
         await self._answer(stream.Ready)
@@ -388,6 +353,7 @@ class Departure:
         await link.send(stream.Commit())
         await self._answer(stream.Runs)
         self._runs_there()
+        return True
 
     async def _suspend(self) -> None:
         self.state = source_after(self.state, Event.SUSPEND)
@@ -402,8 +368,8 @@ class Departure:
 
     def _check_pieces(self) -> None:
         """Memory registered meanwhile would not be at the destination."""
-        now, names = pieces_of(self.device)
-        if [m.piece for m in now] != [m.piece for m in self._memory]:
+        now, names = stretches_of(self.device)
+        if [stretch.piece for stretch in now] != [m.piece for m in self._memory]:
             raise NotMovedError(f"regions of {self.name} were registered or deregistered meanwhile: try again")
         self._names = names
 

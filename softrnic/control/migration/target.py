@@ -11,6 +11,7 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
+from collections.abc import Coroutine
 from typing import Any
 
 import numpy as np
@@ -118,8 +119,8 @@ class Incoming:
         missing = self.missing[piece][first : first + count]
         if self._fetch is None or not missing.all():
             raise StateError("$.pages", "a page of a function that runs came twice")
-        missing[:] = False
         self._fetch.land(piece, first, count, data)
+        missing[:] = False  # not before: Fetch takes what is not missing for present, in the thread of the NIC
 
     def lacks(self, message: stream.Missing, body: bytes) -> None:
         """Which pages will come later."""
@@ -382,7 +383,7 @@ class Arrivals:
         """Objects, or all of the function; what is wrong with them is said, and ends nothing."""
         try:
             if isinstance(message, stream.Sketch):
-                await asyncio.to_thread(incoming.sketch, body)
+                await _to_its_end(asyncio.to_thread(incoming.sketch, body))
                 answer: stream.AnyMessage = stream.Sketched()
             else:
                 incoming.hold(message, body)
@@ -391,6 +392,16 @@ class Arrivals:
             await _refuse(link, error)
         else:
             await link.send(answer)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await what runs in a thread, which nothing can stop: whoever is cancelled meanwhile waits for it first."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 async def _refuse(link: Link, error: SoftRnicError) -> None:
