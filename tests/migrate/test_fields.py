@@ -48,8 +48,8 @@ TRANSIENT = {
     "SRQ": "func",
     # the window and the timing of round trips belong to a path; the run queue, the wheel and faults to an engine; and
     # how a QP was suspended ends with the suspension
-    "QP": "sched sched_next fault cwnd cwnd_credit ssthresh rtt_psn rtt_valid rtt_at probes probe progress_at resp_se "
-    "timer timer_slot timer_next timer_prev wheel_at quiet hold hold_timer",
+    "QP": "sched sched_next fault cwnd cwnd_credit ssthresh rtt_psn rtt_valid rtt_at rtt_min ahead_psn probes probe "
+    "progress_at resp_se timer timer_slot timer_next timer_prev wheel_at quiet hold hold_timer",
     "MR": "odp ranges",  # of address spaces, which save refuses
     "EVENT": "arg",  # only of missing pages, which are noted anew
     "SPACE": "kind tracking paged page_shift first npages present dirty hole_read hole_write slot_first nslots",
