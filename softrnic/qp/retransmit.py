@@ -16,7 +16,7 @@ from softrnic.spec import RNR_RETRY_INFINITE, RNR_TIMER_US, QpState, WcStatus, W
 
 CWND_MIN = 16  # packets
 PROBE_ANSWER_MAX = 16  # packets a peer may be made to send twice on mere suspicion
-PROBE_MIN_NS = 200_000
+PROBE_MIN_NS = 100_000
 CWND_START = 256
 CWND_MAX = 1024
 
@@ -31,7 +31,7 @@ def _probe_ns(qp):
         return full
     rto = max(PROBE_MIN_NS, i64(qp["srtt"]) + 4 * i64(qp["rttvar"]))  # RFC 6298 (2.3)
     if qp["gap_valid"]:
-        rto = max(PROBE_MIN_NS, 2 * i64(qp["rtt_min"]))  # asked for already, and first in the queue of the peer
+        rto = max(PROBE_MIN_NS, 3 * i64(qp["rtt_min"]) >> 1)  # asked for already, and first in the peer's queue
     return min(full, rto << min(i64(qp["probes"]), 20))
 
 
