@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 from benchlib import svg  # noqa: E402
 from benchlib.cases import CASES  # noqa: E402
 from benchlib.loss import LOSSES, TESTS, bound, goodput  # noqa: E402
+
 from softrnic.jit import JIT  # noqa: E402
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -35,7 +36,8 @@ def test_every_part(tmp_path: Path) -> None:
     assert set(results["scale"]["QPs"]) == {"1", "16"}
     assert [(row["test"], row["loss"]) for row in results["loss"]] == [(t, p) for t in TESTS for p in LOSSES]
     assert {"import softrnic, beyond Python", "softrnic --help"} <= set(results["start"])
-    assert "ratio" in done.stdout and "ns per KiB" in done.stdout
+    assert "ratio" in done.stdout
+    assert "ns per KiB" in done.stdout
     for name in ("bandwidth", "messages", "latency", "loss", "scale"):
         assert ET.parse(plots / f"{name}.svg").getroot().tag == f"{SVG}svg"
 
@@ -69,4 +71,5 @@ def test_curves_keep_their_points() -> None:
 def test_bars_leave_out_what_is_not_known() -> None:
     root = ET.fromstring(svg.bars("t", [("a", {"us": 2.0, "them": None}), ("b", {"us": 1.0, "them": 3.0})], "Gb/s"))
     widths = [float(rect.get("width") or 0) for rect in root.iter(f"{SVG}rect") if rect.get("height") == "15"]
-    assert len(widths) == 3 and max(widths) == widths[2]
+    assert len(widths) == 3
+    assert max(widths) == widths[2]

@@ -187,8 +187,8 @@ def sequence_retry(eng, qp, qp_index):
     qp["progress_at"] = eng["now"]
     _shrink_window(qp)
     rewind(eng, qp, qp_index)
-    # The peer has said that it lacks this packet, so what acknowledges it was sent from now on: a round trip that can be
-    # timed. Where much is lost there is no other, as everything is sent more than once.
+    # The peer has said that it lacks this packet, so what acknowledges it was sent from now on: a round trip that can
+    # be timed. Where much is lost there is no other, as everything is sent more than once.
     qp["rtt_valid"] = 1
     qp["rtt_psn"] = qp["una_psn"]
     qp["rtt_at"] = eng["now"]
