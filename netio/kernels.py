@@ -73,7 +73,7 @@ def _socket_room(pt: PortTables) -> int:
         st32(queued, 0)
         ioctl(i64(port["fd"]), SIOCOUTQ, queued)
         port["tx_credit"] = max(0, (i64(port["sndbuf"]) - int(ld32(queued))) // _FRAME_MEMORY)
-    return int(i64(port["tx_credit"]))
+    return int(port["tx_credit"])
 
 
 @inline

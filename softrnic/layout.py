@@ -287,6 +287,7 @@ QP = _record(
         ("rnr_left", "u1"),
         ("req_wait", "u1"),  # ReqWait
         ("gap_psn", "u4"),  # una_psn of the last implied or explicit sequence error acted on
+        ("ahead_psn", "u4"),  # last response that showed the gap
         ("gap_valid", "u1"),
         ("max_rd_atomic", "u1"),
         ("rd_out", "i4"),  # READs and atomics sent and not answered
@@ -300,6 +301,7 @@ QP = _record(
         ("rtt_at", "i8"),  # ns, when it was sent
         ("srtt", "i8"),  # ns, smoothed round trip; 0: not known
         ("rttvar", "i8"),  # ns, its mean deviation
+        ("rtt_min", "i8"),  # ns, the shortest seen; 0: not known
         ("progress_at", "i8"),  # ns, start of the running local ACK timeout interval
         ("unacked_req", "i4"),  # packets sent since the last AckReq
         ("scq", "i4"),

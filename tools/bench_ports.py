@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import statistics
 import struct
@@ -205,7 +206,8 @@ def figures(rate: float, payload: int, count: int) -> str:
     return f"{rate:9.0f} frames/s {rate * payload * count * 8 / 1e9:6.1f} Gb/s"
 
 
-def report(kind: str, seconds: float, runs: int) -> None:
+def report(kind: str, seconds: float, runs: int, found: dict[str, float] | None) -> None:
+    """Measure one kind of port: print a line per shape, or add figures to `found`."""
     src, dst = ADDRESSES.get(kind, (b"\x0a\0\0\1", b"\x0a\0\0\2"))
     with PAIRS[kind]() as pair:
         compile_for(pair)
@@ -216,8 +218,13 @@ def report(kind: str, seconds: float, runs: int) -> None:
             window = max(BURST, (1 << 19) // len(frame))
             wall = statistics.median(measure(pair, frame, seg, seconds, min(window, 512)) for _ in range(runs))
             cpu = statistics.median(measure_cpu(pair, frame, seg, seconds) for _ in range(runs))
-            head = f"{kind:8} {payload:5} x {count:3}"
-            print(f"{head}  wall {figures(wall, payload, count)}  cpu {figures(cpu, payload, count)}", flush=True)
+            if found is None:
+                head = f"{kind:8} {payload:5} x {count:3}"
+                print(f"{head}  wall {figures(wall, payload, count)}  cpu {figures(cpu, payload, count)}", flush=True)
+            else:
+                bits = payload * count * 8 / 1e9
+                found[f"{kind} {payload} x {count}, wall, Gb/s"] = wall * bits
+                found[f"{kind} {payload} x {count}, cpu, Gb/s"] = cpu * bits
 
 
 def main() -> None:
@@ -225,9 +232,13 @@ def main() -> None:
     parser.add_argument("kinds", nargs="*", default=list(PAIRS), metavar="kind", help=" ".join(PAIRS))
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     args = parser.parse_args()
+    found: dict[str, float] | None = {} if args.json else None
     for kind in args.kinds:
-        report(kind, args.seconds, args.runs)
+        report(kind, args.seconds, args.runs, found)
+    if found is not None:
+        print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -168,6 +168,16 @@ def _implied_nak(eng, qp, qp_index):
 
 
 @inline
+def _note_replay(qp, psn):
+    """A response ahead of the one awaited. If their PSNs have gone back since the last such one, the peer has begun to
+    answer again and the first packet of that is lost too: a new loss of the same packet.
+    """
+    if qp["gap_valid"] and qp["gap_psn"] == qp["una_psn"] and psn_diff(psn, i64(qp["ahead_psn"])) <= 0:
+        qp["gap_valid"] = 0
+    qp["ahead_psn"] = psn
+
+
+@inline
 def _receive_ack(eng, buf, qp, qp_index, pkt):
     syndrome = aeth_syndrome(buf, pkt.ext)
     kind = (syndrome >> 5) & 3
@@ -223,6 +233,7 @@ def _receive_data(eng, buf, qp, qp_index, pkt):
         if qp["state"] == QpState.ERR:
             return
         if not answered or pkt.psn != i64(qp["una_psn"]):
+            _note_replay(qp, pkt.psn)
             _implied_nak(eng, qp, qp_index)
             return
     wqe = _head(eng, qp)

@@ -16,7 +16,7 @@ from softrnic.spec import RNR_RETRY_INFINITE, RNR_TIMER_US, QpState, WcStatus, W
 
 CWND_MIN = 16  # packets
 PROBE_ANSWER_MAX = 16  # packets a peer may be made to send twice on mere suspicion
-PROBE_MIN_NS = 500_000
+PROBE_MIN_NS = 100_000
 CWND_START = 256
 CWND_MAX = 1024
 
@@ -33,6 +33,8 @@ def _probe_ns(qp):
     if i64(qp["srtt"]) == 0:
         return full
     rto = max(PROBE_MIN_NS, i64(qp["srtt"]) + 4 * i64(qp["rttvar"]))  # RFC 6298 (2.3)
+    if qp["gap_valid"]:
+        rto = max(PROBE_MIN_NS, 3 * i64(qp["rtt_min"]) >> 1)  # asked for already, and first in the peer's queue
     return min(full, rto << min(i64(qp["probes"]), 20))
 
 
@@ -41,15 +43,22 @@ def _may_probe(eng, qp):
     """Whether asking early is cheap.
 
     It is one packet, unless the oldest request is a READ or an atomic: then all that is outstanding is asked for
-    again, and a peer that was merely slow answers all of it twice, which makes it slower.
+    again, and a peer that was merely slow answers all of it twice, which makes it slower. If a response is known to
+    be lost, the peer is not merely slow: it was asked again, and that may be what is lost now.
     """
-    if psn_diff(i64(qp["req_hi_psn"]), i64(qp["una_psn"])) <= PROBE_ANSWER_MAX:
+    if psn_diff(i64(qp["req_hi_psn"]), i64(qp["una_psn"])) <= PROBE_ANSWER_MAX or qp["gap_valid"]:
         return True
+    return not _oldest_wants_data(eng, qp)
+
+
+@inline
+def _oldest_wants_data(eng, qp):
+    """Whether the oldest request is a READ or an atomic."""
     opcode = eng["wqes"][i64(qp["sq_base"]) + (i64(qp["sq_head"]) & i64(qp["sq_mask"]))]["opcode"]
     return (
-        opcode != WrOpcode.RDMA_READ
-        and opcode != WrOpcode.ATOMIC_CMP_AND_SWP
-        and opcode != WrOpcode.ATOMIC_FETCH_AND_ADD
+        opcode == WrOpcode.RDMA_READ
+        or opcode == WrOpcode.ATOMIC_CMP_AND_SWP
+        or opcode == WrOpcode.ATOMIC_FETCH_AND_ADD
     )
 
 
@@ -81,6 +90,7 @@ def _time_round_trip(eng, qp):
         qp["rtt_valid"] = 0
         sample = max(1, i64(eng["now"]) - i64(qp["rtt_at"]))
         srtt = i64(qp["srtt"])
+        qp["rtt_min"] = sample if i64(qp["rtt_min"]) == 0 else min(sample, i64(qp["rtt_min"]))
         if srtt == 0:
             qp["srtt"] = sample
             qp["rttvar"] = sample >> 1
@@ -113,7 +123,7 @@ def note_progress(eng, qp, qp_index, npsn):
     qp["rnr_left"] = qp["rnr_retry"]
     qp["gap_valid"] = 0
     if qp["probe"] == Probe.SENT and npsn == 1 and qp["una_psn"] != qp["req_hi_psn"]:
-        _close_window(qp)  # only the probe was missing so far: what followed it is lost too
+        _shrink_window(qp)  # only the probe was missing so far: what followed it is lost or thrown away
         rewind(eng, qp, qp_index)
     qp["probe"] = Probe.NONE
     qp["probes"] = 0
@@ -146,8 +156,14 @@ def rewind(eng, qp, qp_index):
 
 
 @inline
-def _halve_window(qp):
-    """A packet was lost while others got through."""
+def _shrink_window(qp):
+    """A packet was lost while others got through: half the window, if a queue is what lost it.
+
+    Where round trips take about as long as the shortest did there is no queue. The loss is then a matter of chance, and
+    going back costs a round trip whatever the window is; a smaller one would leave the pipe empty after that too.
+    """
+    if i64(qp["srtt"]) < 2 * i64(qp["rtt_min"]):
+        return
     qp["ssthresh"] = max(CWND_MIN, i64(qp["cwnd"]) >> 1)
     qp["cwnd"] = qp["ssthresh"]
     qp["cwnd_credit"] = 0
@@ -174,8 +190,14 @@ def sequence_retry(eng, qp, qp_index):
     qp["gap_valid"] = 1
     qp["gap_psn"] = qp["una_psn"]
     qp["progress_at"] = eng["now"]
-    _halve_window(qp)
+    _shrink_window(qp)
     rewind(eng, qp, qp_index)
+    # The peer has said that it lacks this packet, so what acknowledges it was sent from now on: a round trip that can
+    # be timed. Where much is lost there is no other, as everything is sent more than once.
+    qp["rtt_valid"] = 1
+    qp["rtt_psn"] = qp["una_psn"]
+    qp["rtt_at"] = eng["now"]
+    qp["unacked_req"] = CWND_MAX  # asks for an acknowledgement
     arm_ack_timer(eng, qp, qp_index)
 
 
@@ -283,9 +305,11 @@ def expire(eng, qp, qp_index):
         qp["probe"] = Probe.NONE
         _close_window(qp)
         rewind(eng, qp, qp_index)
+        qp["gap_valid"] = 0
     else:
         qp["probe"] = Probe.DUE
         schedule(eng, qp, qp_index)
+        if not _oldest_wants_data(eng, qp):
+            qp["gap_valid"] = 0  # a NAK is news again; what a late response shows is still the same gap
     qp["probes"] = min(200, i64(qp["probes"]) + 1)
-    qp["gap_valid"] = 0
     arm_ack_timer(eng, qp, qp_index)

@@ -156,9 +156,9 @@ class Qp:
         for name in (
             "sq_prod", "sq_head", "sq_cur", "sq_hi", "req_off", "rq_prod", "rq_head", "rd_head", "rd_done", "rd_tail",
             "rd_out", "resp_off", "resp_resid", "resp_wqe", "resp_op", "ack_state", "nak_sent", "fault", "req_wait",
-            "credits_valid", "gap_valid", "rtt_valid", "srtt", "rttvar", "probes", "probe", "msn", "epsn", "req_psn",
-            "una_psn", "unacked_req", "cwnd_credit", "sqd_notified", "comm_est", "last_wqe", "limit_ssn", "req_hi_psn",
-            "quiet", "hold", "rnr_left_ns", "fault_tries", "stop",
+            "credits_valid", "gap_valid", "rtt_valid", "srtt", "rttvar", "rtt_min", "probes", "probe", "msn", "epsn",
+            "req_psn", "una_psn", "unacked_req", "cwnd_credit", "sqd_notified", "comm_est", "last_wqe", "limit_ssn",
+            "req_hi_psn", "quiet", "hold", "rnr_left_ns", "fault_tries", "stop",
         ):  # fmt: skip
             q[name] = 0
         q["ssn"] = 1

@@ -53,8 +53,8 @@ TRANSIENT = {
     "SRQ": "func",
     # where a peer has moved is followed at once; the window and the timing of round trips belong to a path; the run
     # queue, the wheel and faults to an engine; and how a QP was suspended ends with the suspension
-    "QP": "sched sched_next fault cwnd cwnd_credit ssthresh rtt_psn rtt_valid rtt_at probes probe progress_at resp_se "
-    "timer timer_slot timer_next timer_prev wheel_at quiet hold hold_timer fault_tries fault_psn "
+    "QP": "sched sched_next fault cwnd cwnd_credit ssthresh rtt_psn rtt_valid rtt_at rtt_min ahead_psn probes probe "
+    "progress_at resp_se timer timer_slot timer_next timer_prev wheel_at quiet hold hold_timer fault_tries fault_psn "
     "moved_ip moved_mac",
     "MR_STAT": "page_faults page_faults_handled page_invalidations page_invalidations_handled page_prefetch",
     "WAIT": "space next prev addr",

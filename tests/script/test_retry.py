@@ -193,6 +193,45 @@ def test_answers_to_a_read_asked_for_twice_are_a_sign_of_life() -> None:
         assert s.count(C.LOCAL_ACK_TIMEOUT_ERR) == 1
 
 
+def test_a_response_lost_twice_is_asked_for_at_once() -> None:
+    """9.7.5.1.1: the peer answers again, and the first packet of that is lost too: its PSNs have gone back."""
+    with Script() as s:
+        s.post(READ, 40 * 256, wr_id=0)
+        assert sent_psns(s) == [100]
+        answer_read(s, 100, range(100, 102), 40)
+        answer_read(s, 100, range(103, 106), 40)  # 102 is lost
+        assert [(p.psn, p.dmalen) for p in s.flush_wire()] == [(102, 38 * 256)]
+        answer_read(s, 100, range(106, 110), 40)  # still of the first answer
+        s.expect_nothing()
+        answer_read(s, 100, range(103, 106), 40)  # of the second, whose first packet is lost
+        assert sent_psns(s) == [102]
+        answer_read(s, 100, range(106, 108), 40)
+        s.expect_nothing()
+        answer_read(s, 100, range(102, 140), 40)
+        s.sent(0)
+        assert s.count(C.IMPLIED_NAK_SEQ_ERR) == 3 + 4 + 3 + 2
+
+
+def test_a_read_known_to_be_lost_is_asked_for_early() -> None:
+    """9.9.1.1: what was asked for again may be lost as well; no retry is spent on asking before the timeout."""
+    with Script(timeout=14) as s:
+        s.post(READ, 1, wr_id=0)
+        s.flush_wire()
+        s.advance(10 * US)
+        s.inject(Op.READ_RESPONSE_ONLY, 100, bytes(1))
+        s.sent(0)
+        s.post(READ, 40 * 256, wr_id=1)
+        s.flush_wire()
+        answer_read(s, 101, range(102, 110), 40)  # 101 is lost
+        assert sent_psns(s) == [101]
+        for wait in (1, 4, 16):  # twice as long each time
+            s.advance(wait * MS)
+            assert set(sent_psns(s)) == {101}
+        assert s.count(C.LOCAL_ACK_TIMEOUT_ERR) == 0
+        answer_read(s, 101, range(101, 141), 40)
+        s.sent(1)
+
+
 def test_timeout_is_set_anew_in_sqd() -> None:
     """11.2.5.2: with timeout 0 from now on, a timer that still runs costs no retry."""
     from softrnic.verbs import QpState
@@ -226,6 +265,42 @@ def test_sequence_error() -> None:
         for i in (1, 2, 3):
             s.sent(i)
         assert s.count(C.RCVD_SEQ_ERR) == 1
+
+
+def test_what_is_sent_again_asks_for_an_answer() -> None:
+    """9.7.5.1.2: the first packet after a sequence error; its round trip is known even if all was sent twice."""
+    with Script() as s:
+        s.post(SEND, 8 * 256, wr_id=0)
+        s.flush_wire()
+        s.nak(102, Nak.PSN_SEQUENCE_ERROR)
+        assert [p.ackreq for p in s.flush_wire()] == [1, 0, 0, 0, 0, 1]
+        s.advance(30 * US)
+        s.ack(102)
+        assert int(s.qp.record["srtt"]) == int(s.qp.record["rtt_min"]) == 30 * US
+        s.ack(107)
+        s.sent(0)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_window_shrinks_when_a_queue_lost_it(late: bool) -> None:
+    """Where round trips are as short as ever there is no queue, and the loss was chance."""
+    with Script() as s:
+        for wr_id in range(9):
+            s.post(SEND, 256, wr_id=wr_id)
+            s.flush_wire()
+            s.advance((200 if late and wr_id else 20) * US)
+            s.ack(100 + wr_id)
+            s.sent(wr_id)
+        before = int(s.qp.record["cwnd"])
+        for wr_id in (9, 10):
+            s.post(SEND, 256, wr_id=wr_id)
+        s.flush_wire()
+        s.nak(109, Nak.PSN_SEQUENCE_ERROR)
+        assert int(s.qp.record["cwnd"]) == (before // 2 if late else before)
+        s.flush_wire()
+        s.ack(110)
+        s.sent(9)
+        s.sent(10)
 
 
 def test_sequence_error_across_the_wrap() -> None:

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from json import loads
 from pathlib import Path
 
+from softrnic.control.fabric import fabric
+from softrnic.control.perf.both import one_cpu
+from softrnic.control.perf.run import Options
+
 SOFTRNIC = Path(sys.executable).parent / "softrnic"
 
 
@@ -30,6 +34,14 @@ class Case:
         """Latencies."""
         return self.unit == "us"
 
+    @property
+    def rxe_figure(self) -> float | None:
+        """The middle of what rxe does, for plots."""
+        if self.rxe == "-":
+            return None
+        ends = [float(end) for end in self.rxe.split("-")]
+        return sum(ends) / len(ends)
+
 
 CASES = (
     Case("WRITE 1 MiB", "write_bw", 1 << 20, 3000, "Gb/s", "15.3-15.8", 35, depth=16),
@@ -46,10 +58,12 @@ CASES = (
 )
 
 
-def measure(case: Case, wire: str) -> float:
+def measure(case: Case, wire: str, *, scale: float = 1.0, fifo: bool = False) -> float:
     """One run of a case in a process of its own: its figure in the case's unit. Raises when data arrived damaged."""
     command = [str(SOFTRNIC), "perf", case.test, "--wire", wire, "--json", "--report_gbits"]
-    command += ["-s", str(case.size), "-n", str(case.iters), "-m", str(case.mtu), "-t", str(case.depth)]
+    command += ["-s", str(case.size), "-n", str(max(8, int(case.iters * scale))), "-m", str(case.mtu)]
+    command += ["-t", str(case.depth)]
+    command = ["chrt", "-f", "1", *command] if fifo else command
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
@@ -57,3 +71,15 @@ def measure(case: Case, wire: str) -> float:
     if case.unit == "us":
         return float(row["t_typical"])
     return float(row["MsgRate"] if case.unit == "M/s" else row["BW_average"])
+
+
+def one_processor(wire: str, scale: float) -> dict[str, float]:
+    """Both ends in one thread, by processor time: holds on a busy machine too."""
+    with fabric(wire) as hosts:
+        one_cpu(hosts, Options("write_bw", 64, 100))
+        big = one_cpu(hosts, Options("write_bw", 1 << 20, max(1, int(1000 * scale)), tx_depth=16))
+        small = one_cpu(hosts, Options("write_bw", 64, max(1, int(200_000 * scale))))
+    return {
+        "WRITE 1 MiB, Gb/s": big.bytes_per_s * 8 / 1e9, "WRITE 1 MiB, ns per packet": big.ns_per_packet,
+        "WRITE 64 B, M/s": small.messages_per_s / 1e6, "WRITE 64 B, ns per message": small.ns_per_packet,
+    }  # fmt: skip

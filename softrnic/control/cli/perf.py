@@ -55,6 +55,9 @@ def add_parser(subparsers: Any) -> None:
         one.add_argument("-u", "--qp-timeout", type=int, default=14)
         one.add_argument("--report_gbits", action="store_true", help="Gb/s instead of MiB/s")
         one.add_argument("--cpu", default="0,1", help="processors of client and server, or 'none'")
+        one.add_argument(
+            "--spin", type=float, default=50, metavar="US", help="how long an idle NIC polls before it sleeps"
+        )
         one.add_argument("--ip", type=int, choices=(4, 6), default=4)
         one.add_argument("--json", action="store_true", help="print JSON with perftest's keys")
     parser.set_defaults(run=run)
@@ -110,7 +113,7 @@ def _both_sides(
     from softrnic.control.fabric import best_wire, fabric
     from softrnic.control.perf.run import Endpoint, pin
 
-    with fabric(args.wire or best_wire()[0], ip=args.ip) as hosts:
+    with fabric(args.wire or best_wire()[0], ip=args.ip, spin_ns=_spin_ns(args)) as hosts:
         hosts[1].nic.pin(cpus[-1])
         for options in rounds:
             ends = [Endpoint(host, options, seed=i) for i, host in enumerate(hosts)]
@@ -135,12 +138,17 @@ def _passive(end: Endpoint, other: Endpoint, cpu: int | None) -> None:
     end.run_passive(other.local())
 
 
+def _spin_ns(args: argparse.Namespace) -> int:
+    return max(0, int(args.spin * 1000))
+
+
 @contextlib.contextmanager
-def _open(device: str) -> Iterator[Host]:
+def _open(args: argparse.Namespace) -> Iterator[Host]:
     from softrnic.control import host
 
-    opened = host.open_udp(device[4:]) if device.startswith("udp:") else host.open_raw(device)
-    with opened:
+    device, spin_ns = args.device, _spin_ns(args)
+    udp = device.startswith("udp:")
+    with host.open_udp(device[4:], spin_ns=spin_ns) if udp else host.open_raw(device, spin_ns=spin_ns) as opened:
         yield opened
 
 
@@ -148,7 +156,7 @@ def _server(args: argparse.Namespace, cpu: int | None) -> Iterator[tuple[None, b
     from softrnic.control.perf.exchange import Exchange
     from softrnic.control.perf.run import Endpoint, pin
 
-    with _open(args.device) as host, Exchange.listen(args.port) as exchange:
+    with _open(args) as host, Exchange.listen(args.port) as exchange:
         host.nic.pin(cpu)
         pin(cpu)
         while (options := exchange.receive_options()).test != "done":
@@ -172,7 +180,7 @@ def _client(
     from softrnic.control.perf.exchange import Exchange
     from softrnic.control.perf.run import Endpoint, pin
 
-    with _open(args.device) as host, Exchange.connect(args.host, args.port) as exchange:
+    with _open(args) as host, Exchange.connect(args.host, args.port) as exchange:
         pin(cpu)
         for options in rounds:
             exchange.send_options(options)
