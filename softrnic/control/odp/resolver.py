@@ -7,7 +7,7 @@
 Three threads. The *reader* reads userfaultfds and answers simple faults; it never waits for an engine nor for Python
 (softrnic.control.odp.reader). The *listener* passes on what the reader could not answer; it never waits for an engine.
 The *keeper* does what may wait: it has the kernel bring pages that devices asked for, and invalidates. A device's fault
-costs its own thread one entry in a queue and one eventfd.
+costs its own thread one entry in a queue and one eventfd, or nothing but the answer if the page is in memory already.
 
 Why a device never sees a wrong byte, whatever the owner of the memory does:
 
@@ -45,6 +45,7 @@ it is allowed again, so a refusal is forgotten after REFUSED_SECONDS and the nex
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import logging
 import os
@@ -77,6 +78,8 @@ MAX_VAIN = 16  # a page that the mapping allows and yet is not to be had so many
 REFUSED_SECONDS = 1.0  # longer than any RNR timer, so that whoever asked learns of it
 ANSWER_ALL = Policy.ZERO | Policy.CONTINUE | Policy.UNPROTECT
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
 _log = logging.getLogger(__name__)
 
 
@@ -171,8 +174,11 @@ class Resolver:
     # --- the device asks ---
 
     def _ask(self, fault: PageFault) -> None:
-        """In the thread of a NIC."""
-        self.soon(self._bring, fault)
+        """In the thread of a NIC: what is in memory needs nobody else."""
+        space, addr, length, write = fault.space, fault.addr, fault.length, fault.write
+        here = not fault.failed and _is_resident(space, addr, length)
+        if not (here and space.resolve(addr, length, write, seq=fault.seq)):
+            self.soon(self._bring, fault)
 
     def soon(self, work: Callable[..., object], *args: Any) -> None:
         """Have the keeper do something."""
@@ -403,6 +409,17 @@ def _quietly(call: Callable[..., object], *args: int) -> None:
     """Ask the kernel for something that may be too late."""
     with contextlib.suppress(IoError):
         call(*args)
+
+
+def _is_resident(space: AddressSpace, addr: int, length: int) -> bool:
+    """Whether the kernel has all pages of a run of this process, so that nobody would wait for them."""
+    slot = space.slot_at(addr)
+    if slot is None or not slot.is_ours or addr < slot.addr or addr + length > slot.end:
+        return False
+    host = slot.host + addr - slot.addr
+    skip = host % PAGE_BYTES
+    vector = ctypes.create_string_buffer((skip + length + PAGE_BYTES - 1) // PAGE_BYTES)
+    return _libc.mincore(host - skip, skip + length, vector) == 0 and all(byte & 1 for byte in vector.raw)
 
 
 def _union(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
