@@ -221,7 +221,7 @@ def _move_table(report: Report) -> Table:
     table.add_column("", justify="right")
     for text, value in (
         ("where the hosts are", PLACES[report.wire]),
-        ("pages copied, round by round, then in the pause", " ".join(f"{n:,}" for n in move.pages_per_round)),
+        ("pages copied in each round, and in the pause", " ".join(f"{n:,}" for n in move.pages_per_round)),
         ("state", f"{move.state_bytes:,} bytes"),
         ("pause", f"{move.downtime_ms:.1f} ms"),
         ("packets lost meanwhile", f"{move.lost:,}"),
