@@ -97,12 +97,16 @@ def _indices(device: Device) -> np.ndarray:
 
 
 def _attributes(device: Device) -> bytes:
-    """Of all queue pairs: which there are, in which state, how configured, on which path."""
+    """Of all queue pairs: which there are, in which state, how configured, on which path.
+
+    Of an adjusted one the record does not have what was requested.
+    """
     indices, qps = _indices(device), device.record["qps"]
     states = qps["state"][indices]
     states = np.where(states == QpState.SUSPENDED, qps["resume_to"][indices], states)
     parts = [indices, states, *(qps[name][indices] for name in _ATTRIBUTES), device.record["avs"]["hdr"][indices]]
-    return b"".join(part.tobytes() for part in parts)
+    requested = repr([(qp.qpn, qp.requested, qp.adjusted) for qp in device.qps.values() if qp.adjusted])
+    return b"".join((*(part.tobytes() for part in parts), requested.encode()))
 
 
 def _columns(device: Device) -> memoryview | None:

@@ -91,6 +91,10 @@ def test_what_changes_makes_a_sketch_useless(suspended: tuple[Everything, Sketch
     sketch = draw(device, names(side))
     side.qps[0].post_recv(RecvWr([], 9))
     assert sketch.fill_in(device) is not None
+    side.qps[0].adjust(retry_cnt=side.qps[0].requested["retry_cnt"])  # no record shows it
+    assert sketch.fill_in(device) is None
+    sketch = draw(device, names(side))
+    assert sketch.fill_in(device) is not None
     side.qps[0].destroy()
     assert sketch.fill_in(device) is None
 

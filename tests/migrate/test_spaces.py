@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from softrnic.control.migration.memory import pieces_of
+from softrnic.control.migration.memory import stretches_of
 from softrnic.errors import StateError
 from softrnic.migrate import restore, save
 from softrnic.migrate.envelope import OPTIONAL, PRODUCER, Section, unwrap, wrap
@@ -79,7 +79,7 @@ def test_all_of_this_process_goes_nowhere() -> None:
     device = with_spaces()
     pd = next(iter(device.pds.values()))
     pd.reg_all(device.process_space, Access.LOCAL_WRITE, odp=True)
-    for what in (save, pieces_of):
+    for what in (save, stretches_of):
         with pytest.raises(VerbsError, match="all of this process"):
             what(device)
 
