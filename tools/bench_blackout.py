@@ -64,7 +64,7 @@ def connect(side: Side, peer: Side, peer_ip: str, peer_mac: bytes) -> None:
             QpState.RTR, ah=AhAttr(peer_ip, 0, peer_mac), path_mtu=Mtu.MTU_4096, dqpn=other.qpn, rq_psn=0,
             max_dest_rd_atomic=4, min_rnr_timer=6,
         )  # fmt: skip
-        qp.modify(QpState.RTS, sq_psn=0, timeout=17, retry_cnt=7, rnr_retry=7, max_rd_atomic=4)
+        qp.modify(QpState.RTS, sq_psn=0, timeout=20, retry_cnt=7, rnr_retry=7, max_rd_atomic=4)
 
 
 def keep_busy(device: Device, peer: Mr) -> None:

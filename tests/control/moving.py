@@ -28,6 +28,7 @@ ACCESS = Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_READ | Access.
 MOVING_MAC, PEER_MAC = bytes([2, 0, 0, 0, 2, 1]), bytes([2, 0, 0, 0, 2, 2])
 MOVING_IP, PEER_IP = "10.0.0.1", "10.0.0.2"
 SECONDS = 60.0
+TAIL = 8 * 4096  # bytes at the end of the function's memory that its peer leaves alone
 
 
 class End:
@@ -59,7 +60,7 @@ class Traffic:
     """The peer writes into the moving function's memory and reads it back, for as long as it is let; counts errors."""
 
     def __init__(self, peer: End, mr: Mr, seed: int = 1) -> None:
-        self.peer, self.iova, self.rkey, self.size = peer, mr.iova, mr.rkey, mr.length
+        self.peer, self.iova, self.rkey, self.size = peer, mr.iova, mr.rkey, max(1, mr.length - TAIL)
         self.image = np.zeros(mr.length, np.uint8)
         """What the function's memory must hold."""
         self.rounds = 0
@@ -178,6 +179,18 @@ class Recorder(Owner):
         self.said.append("gone")
 
 
+class Scribbler(Recorder):
+    """One that writes into its memory to the last moment."""
+
+    def __init__(self, memory: Any, image: Any) -> None:
+        super().__init__()
+        self._memory, self._image = memory, image
+
+    def pause(self) -> None:
+        super().pause()
+        self._memory[-TAIL:] = self._image[-TAIL:] = np.full(TAIL, len(self.said), np.uint8)
+
+
 class Scene:
     """Hosts on a switch: the function on the first, its peer on the second, a place on the third; one to spare."""
 
@@ -235,6 +248,10 @@ async def destination(made: Scene, path: Path, **options: Any) -> AsyncIterator[
     async with listen_unix(arrivals, path):
         yield arrivals
     arrivals.close()
+
+
+def scribbler(made: Scene) -> Scribbler:
+    return Scribbler(made.moving.buf, made.traffic.image)
 
 
 def departure(made: Scene, path: Path, **options: Any) -> Departure:

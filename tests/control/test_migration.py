@@ -19,13 +19,25 @@ from softrnic.control.migration import (
     NotMovedError,
     listen_unix,
 )
-from softrnic.control.migration.source import FIXED_NS
 from softrnic.errors import StateError
 from softrnic.migrate.commit import Source
-from softrnic.migrate.precopy import Limits
+from softrnic.migrate.precopy import Decision, Limits, Round, Step
 from softrnic.migrate.stream import Piece
 from softrnic.verbs import QpType
-from tests.control.moving import ACCESS, Proxy, Recorder, Room, Traffic, departure, destination, is_empty, scene
+from tests.control.moving import (
+    ACCESS,
+    TAIL,
+    Proxy,
+    Recorder,
+    Room,
+    Scribbler,
+    Traffic,
+    departure,
+    destination,
+    is_empty,
+    scene,
+    scribbler,
+)
 
 pytestmark = [pytest.mark.jit_only, pytest.mark.timeout(600)]
 
@@ -209,10 +221,21 @@ def test_limits_of_patience(tmp_path: Path) -> None:
 
 # --- memory that comes afterwards -----------------------------------------------------------------------------
 
-LATER = Limits(downtime_ns=FIXED_NS + 1, postcopy=True)  # whatever is left to send is too long
+LATER = Limits(postcopy=True)
 BIG = 4 << 20
 
 
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast memory is sent and slowly written: what is left after the first round comes afterwards."""
+
+    def decide(rounds: list[Round], limits: Limits, fixed_ns: int) -> Decision:
+        return Decision(Step.POSTCOPY if limits.postcopy else Step.SWITCH, fixed_ns, "asked for")
+
+    monkeypatch.setattr("softrnic.control.migration.source.decide", decide)
+
+
+@pytest.mark.usefixtures("later")
 def test_postcopy(tmp_path: Path) -> None:
     """The function runs before its memory is there; what its peer needs is asked for, and comes first."""
 
@@ -220,7 +243,7 @@ def test_postcopy(tmp_path: Path) -> None:
         with scene(BIG) as made:
             async with destination(made, tmp_path / "there"):
                 await made.traffic.some()
-                report = await departure(made, tmp_path / "there", limits=LATER).run()
+                report = await departure(made, tmp_path / "there", limits=LATER, owner=scribbler(made)).run()
                 await made.traffic.some()
                 (arrival,) = made.room.completed
                 assert arrival is made.room.started[0]
@@ -231,6 +254,7 @@ def test_postcopy(tmp_path: Path) -> None:
     run(story())
 
 
+@pytest.mark.usefixtures("later")
 @pytest.mark.parametrize("after", ["Missing", "State", "Ready", "Commit", "Runs", "Pages", 40, 60, 80])
 def test_postcopy_cut(after: str | int, tmp_path: Path) -> None:
     """The connection breaks before, while and after the rest of the memory comes; late pages spoil nothing."""
@@ -240,7 +264,7 @@ def test_postcopy_cut(after: str | int, tmp_path: Path) -> None:
             proxy = Proxy(tmp_path / "there", after, "cut")
             async with destination(made, tmp_path / "there"), proxy.listening(tmp_path / "proxy"):
                 await made.traffic.some(1)
-                await departure(made, tmp_path / "proxy", limits=LATER).run()
+                await departure(made, tmp_path / "proxy", limits=LATER, owner=scribbler(made)).run()
                 await made.traffic.some(3)
                 async with asyncio.timeout(10):
                     while not made.room.completed:
@@ -250,6 +274,7 @@ def test_postcopy_cut(after: str | int, tmp_path: Path) -> None:
     run(story())
 
 
+@pytest.mark.usefixtures("later")
 def test_postcopy_faults_while_nothing_comes(tmp_path: Path) -> None:
     """The source stops sending after the switch; the peer needs a page; the connection is made again, and it comes."""
 
@@ -259,7 +284,7 @@ def test_postcopy_faults_while_nothing_comes(tmp_path: Path) -> None:
             proxy = Proxy(there, "Runs", "cut")
             async with destination(made, there) as arrivals, proxy.listening(between):
                 await made.traffic.some(1)
-                task = asyncio.create_task(departure(made, between, limits=LATER).run())
+                task = asyncio.create_task(departure(made, between, limits=LATER, owner=scribbler(made)).run())
                 report = await task
                 await made.traffic.some(3)
                 (incoming,) = arrivals.incoming
@@ -271,6 +296,7 @@ def test_postcopy_faults_while_nothing_comes(tmp_path: Path) -> None:
     run(story())
 
 
+@pytest.mark.usefixtures("later")
 def test_no_postcopy_where_memory_is_not_aligned(tmp_path: Path) -> None:
     class Crooked(Room):
         def allocate(self, piece: Piece) -> memoryview:
@@ -281,7 +307,7 @@ def test_no_postcopy_where_memory_is_not_aligned(tmp_path: Path) -> None:
             made.room = Crooked(made.nics[2])
             async with destination(made, tmp_path / "there"):
                 with pytest.raises(NotMovedError, match="not page-aligned"):
-                    await departure(made, tmp_path / "there", limits=LATER).run()
+                    await departure(made, tmp_path / "there", limits=LATER, owner=scribbler(made)).run()
                 await made.traffic.some()
             made.check_stayed()
 
@@ -291,6 +317,7 @@ def test_no_postcopy_where_memory_is_not_aligned(tmp_path: Path) -> None:
 # --- guest memory ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("later")
 @pytest.mark.parametrize("limits", [None, LATER], ids=["precopy", "postcopy"])
 def test_regions_of_an_address_space(limits: Limits | None, tmp_path: Path) -> None:
     """A region over two slots and a gap of their addresses, as a guest's memory has them."""
@@ -304,17 +331,18 @@ def test_regions_of_an_address_space(limits: Limits | None, tmp_path: Path) -> N
             space.add_slot(0x1000_0000, low)
             space.add_slot(0x4000_0000, high)
             half = BIG // 2
-            ranges = [(0x1000_0000 + half, half), (0x4000_0000, half)]
+            ranges = [(0x1000_0000, half), (0x4000_0000, half)]
             mr = pd.reg_physical_mr(space, 0x7000, ranges, ACCESS)
             made.traffic = Traffic(made.peer, mr)
             async with destination(made, tmp_path / "there"):
                 await made.traffic.some()
-                report = await departure(made, tmp_path / "there", limits=limits).run()
+                owner = Scribbler(np.frombuffer(low, np.uint8), np.zeros(TAIL, np.uint8))
+                report = await departure(made, tmp_path / "there", limits=limits, owner=owner).run()
                 await made.traffic.some()
             made.traffic.stop()
             (arrival,) = made.room.started
             lower, upper = arrival.memory["space 0 at 0x10000000"], arrival.memory["space 0 at 0x40000000"]
-            assert np.array_equal(np.concatenate((lower[half:], upper[:half])), made.traffic.image)
+            assert np.array_equal(np.concatenate((lower[:half], upper[:half])), made.traffic.image)
             assert is_empty(made.source)
             assert report.sketched
             assert (report.postcopy_pages > 0) == (limits is not None)
