@@ -367,7 +367,8 @@ def mutate_tree(rng: random.Random, sections: dict[int, Any]) -> None:
         if kind == 0:
             at[key] = rng.choice(EXTREMES)
         elif kind == 1 and isinstance(at[key], int):
-            at[key] = at[key] + rng.choice([-1, 1, 2, -0x1000, 0x1000])
+            changed = at[key] + rng.choice([-1, 1, 2, -0x1000, 0x1000])
+            at[key] = max(-(1 << 63), min((1 << 64) - 1, changed))  # what MessagePack can say
         elif kind == 2 and isinstance(at[key], int):
             at[key] = at[key] ^ (1 << rng.randrange(24))
         elif kind == 3 and isinstance(at, list):

@@ -26,7 +26,7 @@ class PagedArena:
         self.space.resolver = self._note
         self._due: list[PageFault] = []
         self._extra = bytearray(_PAGE)
-        cuts = sorted(random.randrange(1, ARENA) for _ in range(random.randrange(12)))
+        cuts = sorted(random.randrange(8, ARENA, 8) for _ in range(random.randrange(12)))  # none through an atomic
         edges = [0, *cuts, ARENA]
         places = random.sample(range(1, 1000), len(edges))
         self._ranges = []
