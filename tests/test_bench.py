@@ -55,6 +55,7 @@ def test_bound() -> None:
     assert bound(0.01) == pytest.approx(24.65 * 0.99 / (0.99 + 0.01 * (1 + 100_000 / (4154 * 8 / 25))), abs=0.01)
 
 
+@pytest.mark.jit_only
 @pytest.mark.parametrize("test", list(TESTS))
 @pytest.mark.parametrize(("loss", "share"), [(0.001, 0.8), (0.01, 0.8), (0.05, 0.7)])
 def test_goodput_comes_near_the_bound(test: str, loss: float, share: float) -> None:

@@ -34,6 +34,17 @@ def monotonic_ns(ctl):
     return ld64(at) * 1_000_000_000 + ld64(at + 8)
 
 
+@inline
+def _send(eng, pt, tx, now):
+    """One burst of what is due: the number of frames."""
+    if not has_work(eng):
+        return 0
+    made = transmit_burst(eng, tx, min(len(tx.frames), port_tx_room(pt)), now)
+    if made:
+        port_send(pt, tx, made)
+    return made
+
+
 @kernel
 def pump_once(eng, pt, rx, tx, now):
     """One round: the number of frames that moved.
@@ -41,13 +52,8 @@ def pump_once(eng, pt, rx, tx, now):
     First out, then in: between two rounds a program sees what has arrived and posts its answer, which leaves in the
     next round together with the acknowledgement owed, not behind it.
     """
-    made = 0
     expire_timers(eng, now)
-    if has_work(eng):
-        slots = min(len(tx.frames), port_tx_room(pt))
-        made = transmit_burst(eng, tx, slots, now)
-        if made:
-            port_send(pt, tx, made)
+    made = _send(eng, pt, tx, now)
     n = port_recv(pt, rx)
     if n:
         receive_burst(eng, rx, n, now)
@@ -79,9 +85,10 @@ def run_pump(engs, pt, rx, tx, ctl, spin_ns, until):
         now = monotonic_ns(ctl)
         if pump_once(eng, pt, rx, tx, now):
             last = now
-        if ld_acq64(words + 8 * CTL_PAUSE) != 0 or ld_acq64(words + 8 * CTL_STOP) != 0:
-            return
-        if i64(eng["event_cons"]) != i64(eng["event_prod"]) or port_slow_waiting(pt) or now >= until:
+        wanted = ld_acq64(words + 8 * CTL_PAUSE) != 0 or ld_acq64(words + 8 * CTL_STOP) != 0
+        if wanted or i64(eng["event_cons"]) != i64(eng["event_prod"]) or port_slow_waiting(pt) or now >= until:
+            # what arrived is acknowledged before anybody who heard of it can end the QP
+            _send(eng, pt, tx, now)
             return
         if now - last > spin_ns:
             _sleep(eng, pt, now, until)
