@@ -17,6 +17,7 @@ from softrnic.qp.pagewait import pause
 from softrnic.qp.psn import psn_add, psn_diff
 from softrnic.qp.requester import retire_local, wqe_sge_base
 from softrnic.qp.retransmit import (
+    go_back,
     note_life,
     note_progress,
     peer_has_stopped,
@@ -168,13 +169,13 @@ def _implied_nak(eng, qp, qp_index):
 
 
 @inline
-def _note_replay(qp, psn):
-    """A response ahead of the one awaited. If their PSNs have gone back since the last such one, the peer has begun to
-    answer again and the first packet of that is lost too: a new loss of the same packet.
+def _is_replay(qp, psn):
+    """Of a response ahead of the one awaited: whether its PSN has gone back since the last such one. Then the peer has
+    begun to answer again, and the first packet of that is lost too. It is alive, so this spends no retry.
     """
-    if qp["gap_valid"] and qp["gap_psn"] == qp["una_psn"] and psn_diff(psn, i64(qp["ahead_psn"])) <= 0:
-        qp["gap_valid"] = 0
+    again = qp["gap_valid"] != 0 and qp["gap_psn"] == qp["una_psn"] and psn_diff(psn, i64(qp["ahead_psn"])) <= 0
     qp["ahead_psn"] = psn
+    return again and qp["req_wait"] == ReqWait.NONE
 
 
 @inline
@@ -233,8 +234,11 @@ def _receive_data(eng, buf, qp, qp_index, pkt):
         if qp["state"] == QpState.ERR:
             return
         if not answered or pkt.psn != i64(qp["una_psn"]):
-            _note_replay(qp, pkt.psn)
-            _implied_nak(eng, qp, qp_index)
+            if _is_replay(qp, pkt.psn):
+                eng["counters"][C.IMPLIED_NAK_SEQ_ERR] += 1
+                go_back(eng, qp, qp_index)
+            else:
+                _implied_nak(eng, qp, qp_index)
             return
     wqe = _head(eng, qp)
     atomic = pkt.flags & OpFlag.ATOMIC != 0

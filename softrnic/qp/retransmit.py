@@ -190,6 +190,12 @@ def sequence_retry(eng, qp, qp_index):
     qp["gap_valid"] = 1
     qp["gap_psn"] = qp["una_psn"]
     qp["progress_at"] = eng["now"]
+    go_back(eng, qp, qp_index)
+
+
+@inline
+def go_back(eng, qp, qp_index):
+    """Send again from una_psn on. By itself this spends no retry and leaves the local ACK timeout as it runs."""
     _shrink_window(qp)
     rewind(eng, qp, qp_index)
     # The peer has said that it lacks this packet, so what acknowledges it was sent from now on: a round trip that can
