@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from softrnic.jit import i64, kernel
-from softrnic.mem.copy import atomic_region, gather, gather_inline, read_region, scatter, write_region
+from softrnic.mem.copy import (
+    atomic_region,
+    gather,
+    gather_inline,
+    read_region,
+    read_space,
+    scatter,
+    write_region,
+    write_space,
+)
 from softrnic.mem.dirty import mark_dirty
 from softrnic.mem.mr import check_local, check_remote
 from softrnic.mem.space import resolve
@@ -34,6 +43,18 @@ def read(engs: np.ndarray, mr: int, offset: int, buf: np.ndarray, dst: int, n: i
     """read_region."""
     status, crc = read_region(engs[0], mr, offset, buf, dst, n, crc)
     return i64(status), i64(crc)
+
+
+@kernel
+def ring_write(engs: np.ndarray, space: int, addr: int, src: int, n: int) -> int:
+    """write_space."""
+    return i64(write_space(engs[0], space, addr, src, n))
+
+
+@kernel
+def ring_read(engs: np.ndarray, space: int, addr: int, dst: int, n: int) -> int:
+    """read_space."""
+    return i64(read_space(engs[0], space, addr, dst, n))
 
 
 @kernel
