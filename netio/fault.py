@@ -121,6 +121,11 @@ class FaultyLink:
         self._order = itertools.count()
         self._under_way: list[tuple[int, int, bytes, int]] = []  # heap of (due, order, packet, flags)
 
+    @property
+    def transparent(self) -> bool:
+        """Whether frames may pass by it whole: it has no faults, and no packet under way that they would overtake."""
+        return self.faults == NO_FAULTS and not self._under_way
+
     def put(self, packet: bytes, flags: int, now: int) -> None:
         """A packet is sent at `now`."""
         faults = self.faults
@@ -172,11 +177,12 @@ class FaultyLink:
         faults = self.faults
         due = sent + faults.delay_ns
         if faults.jitter_ns:
-            due = max(due + self._random.below(faults.jitter_ns + 1), self._last_due)
+            due += self._random.below(faults.jitter_ns + 1)
+        due = max(due, self._last_due)
         if self._random.chance(faults.reorder):
             self.counters["reordered"] += 1
             return due + faults.reorder_ns
-        self._last_due = max(self._last_due, due)
+        self._last_due = due
         return due
 
     def next_due(self) -> int | None:
@@ -204,7 +210,7 @@ class FaultPort(Middleware):
         self._tx_ring = make_ring(_SLOTS)
 
     def send_burst(self, tx: FrameRing, n: int, now: int) -> int:
-        if self.tx.faults == NO_FAULTS:
+        if self.tx.transparent:
             return self.inner.send_burst(tx, n, now)
         for i in range(n):
             for packet, flags in self._splitter.packets(tx, i):
@@ -225,7 +231,7 @@ class FaultPort(Middleware):
 
     def recv_burst(self, rx: FrameRing, now: int) -> int:
         self._forward(now)
-        if self.rx.faults == NO_FAULTS:
+        if self.rx.transparent:
             return self.inner.recv_burst(rx, now)
         for i in range(self.inner.recv_burst(self._rx_ring, now)):
             for packet, flags in self._splitter.packets(self._rx_ring, i):

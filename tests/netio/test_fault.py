@@ -238,6 +238,19 @@ def test_what_does_not_fit_waits_for_the_next_burst(wire) -> None:
     assert [port.recv_burst(rx, 1) for _ in range(4)] == [2, 2, 1, 0]
 
 
+def test_a_wire_that_becomes_good_delivers_first_what_is_under_way(wire) -> None:
+    port = FaultPort(wire[0], tx=Faults(delay_ns=5), rx=Faults(delay_ns=5))
+    early, late = roce(b"early"), roce(b"late.")
+    exchange(port, wire[1], [(early, 0)], now=0)
+    exchange(wire[1], port, [(early, 0)], now=0)
+    port.tx.faults = port.rx.faults = NO_FAULTS
+    assert exchange(port, wire[1], [(late, 0)], now=1) == []
+    assert exchange(wire[1], port, [(late, 0)], now=1) == []
+    assert drain(port, now=5) == [(early, 0), (late, 0)]
+    assert drain(wire[1]) == [(early, 0), (late, 0)]
+    assert port.next_deadline() is None
+
+
 def test_flags_survive(wire) -> None:
     port = FaultPort(wire[0], rx=Faults(delay_ns=1))
     tx, rx = make_ring(1), make_ring(1)
