@@ -11,7 +11,7 @@ import errno
 from enum import IntEnum
 from typing import Protocol
 
-from ebpf.bpf import AttachType, BpfError, Fd, Program, link
+from ebpf.bpf import BEFORE, AttachType, BpfError, Fd, Program, link
 
 _NO_SUCH_ATTACH_TYPE = (errno.EINVAL, errno.EOPNOTSUPP)
 
@@ -49,9 +49,12 @@ def attach_xdp(program: Program, ifindex: int, mode: XdpMode = XdpMode.AUTO) -> 
 
 
 def attach_tc(program: Program, ifindex: int) -> Attachment:
-    """Run the program on every frame, after AF_PACKET sockets and before IP."""
+    """Run the program on every frame, after AF_PACKET sockets and before IP.
+
+    Ahead of those attached earlier: a shield, which stands there first, lets nothing pass to whoever comes behind it.
+    """
     try:
-        return LinkAttachment("tcx link", link(program, ifindex, AttachType.TCX_INGRESS))
+        return LinkAttachment("tcx link", link(program, ifindex, AttachType.TCX_INGRESS, BEFORE))
     except BpfError as error:
         if error.errno not in _NO_SUCH_ATTACH_TYPE:
             raise

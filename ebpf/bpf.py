@@ -238,6 +238,10 @@ def _load(kind: ProgType, name: str, code: bytes, flags: int) -> int:
             raise BpfError(Cmd.PROG_LOAD, refusal.errno, log.value.decode(errors="replace")) from None
 
 
+BEFORE = 1 << 3
+"""BPF_F_BEFORE, a flag of tcx links: ahead of the programs that are there."""
+
+
 def link(program: Program, ifindex: int, attach_type: AttachType, flags: int = 0) -> Fd:
     """Attach by a link: closing the descriptor, or the death of its process, detaches."""
     return Fd(_bpf(Cmd.LINK_CREATE, _attr("4I32x", program.fileno(), ifindex, attach_type, flags)))

@@ -7,6 +7,7 @@ steering program at the tc hook where BPF is allowed, else by UDP sockets that t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import logging
@@ -22,6 +23,7 @@ from softrnic.spec import ROCE_UDP_PORT
 _log = logging.getLogger(__name__)
 
 _SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h
+_UDP_GRO = 104  # include/uapi/linux/udp.h
 _DROP_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)  # struct sock_filter: BPF_RET | BPF_K, 0 bytes
 
 
@@ -38,10 +40,10 @@ class Shield(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
-def shield(ifname: str) -> Shield:
-    """Shield `ifname` as well as this process may. Both ways leave nothing behind when the process dies."""
+def shield(ifname: str, *, vlan: bool = False) -> Shield:
+    """Shield `ifname` as well as this process may, `vlan`: from tagged frames, too. Both ways die with the process."""
     try:
-        best: Shield = Steering(ifname, Mode.TC, default=Rule.keep())
+        best: Shield = Steering(ifname, Mode.TC, default=Rule.keep(), vlan=vlan)
     except IoError as error:
         if error.errno == errno.ENODEV:
             raise
@@ -53,7 +55,8 @@ def shield(ifname: str) -> Shield:
 class HostShield:
     """UDP sockets on port 4791 of all addresses of the network namespace. They need no privilege.
 
-    A filter drops what they receive before it is queued. Shields of one user's processes share the port.
+    A filter drops what they receive before it is queued. Shields of one user's processes share the port. The way
+    to that filter is long: each frame costs half a microsecond more than with a program at the tc hook.
     """
 
     def __init__(self, *, reason: str = "") -> None:
@@ -86,12 +89,17 @@ def _families() -> list[socket.AddressFamily]:
 
 
 def _mute_socket(family: socket.AddressFamily) -> socket.socket:
-    """A UDP socket that has the RoCEv2 port and receives nothing."""
+    """A UDP socket that has the RoCEv2 port and receives nothing.
+
+    It asks for GRO, which spares the host the cutting up of super-frames that it is about to drop.
+    """
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        with contextlib.suppress(OSError):  # before Linux 5.0
+            sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
         _drop_all(sock)
         sock.bind(("", ROCE_UDP_PORT))
     except BaseException:

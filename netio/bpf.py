@@ -1,4 +1,4 @@
-"""Classic BPF filters: what a socket or tap hands to us at all. An assembler of a few lines and two programs.
+"""Classic BPF filters: what a socket or tap hands to us at all. An assembler of a few lines and a program.
 
 A filter runs before the frame is queued, so traffic that is not ours costs neither buffer space nor a
 system call.
@@ -81,11 +81,6 @@ def roce_filter(*, vlan: bool = False, neighbours: bool = False) -> bytes:
             (_RET, 0, "", ""),
         ]
     )
-
-
-def nothing_filter() -> bytes:
-    """Drops everything: makes a socket that owns a port number and never queues a packet."""
-    return _assemble([(_RET, 0, "", "")])
 
 
 def attach(program: bytes, call: Callable[[bytes], object]) -> None:

@@ -47,7 +47,7 @@ from netio.message import (
 from netio.port import FRAME_ROOM, PortFlag, PortTables
 from netio.slow import divert, is_slow
 from softrnic.jit import addr_of, i64, inline, ld8, ld16, ld32, ld64, memcpy, st8, st16, st32, st64
-from softrnic.layout import FRAME_HEADROOM, FRAME_STRIDE, FrameRing
+from softrnic.layout import FRAME_HEADROOM, FRAME_LINEAR, FRAME_STRIDE, FrameRing
 
 #   virtio_net_hdr, little-endian on every machine we run on
 #    0       1          2         4          6            8            10
@@ -186,7 +186,7 @@ def _vnet_header(addr: int, udp: int, length: int, seg: int) -> None:
         put_be16(addr + udp + 6, pseudo_sum(addr, ip, length - udp))
     if seg > 0:
         st8(header + 1, GSO_UDP_L4)
-        st16(header + 2, udp + UDP_BYTES)
+        st16(header + 2, min(FRAME_LINEAR, length))  # more than headers: see there
         st16(header + 4, seg)
 
 

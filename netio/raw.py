@@ -12,30 +12,27 @@ import struct
 
 from netio import netdev
 from netio.bare import SocketPort, new_eventfd
-from netio.bpf import attach_socket, nothing_filter, roce_filter
+from netio.bpf import attach_socket, roce_filter
 from netio.port import SUPER_FRAMES, Kind, PortFlag, make_tables
 from softrnic.errors import IoError
-from softrnic.spec import ROCE_UDP_PORT
 
-# linux/if_packet.h, linux/if_ether.h, asm-generic/socket.h, linux/udp.h
-_SOL_PACKET, _SOL_UDP = 263, 17
+# linux/if_packet.h, linux/if_ether.h, asm-generic/socket.h
+_SOL_PACKET = 263
 _PACKET_ADD_MEMBERSHIP, _PACKET_DROP_MEMBERSHIP = 1, 2
 _PACKET_AUXDATA, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 8, 15, 23
 _PACKET_MR_MULTICAST, _PACKET_MR_PROMISC, _PACKET_MR_UNICAST = 0, 1, 3
 _ETH_P_ALL = 3
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
-_UDP_GRO = 104
 BUFFER_BYTES = 8 << 20
 
 
 class RawPort(SocketPort):
-    """A port on a network device. `guard` sockets keep the host's own stack from answering what is ours."""
+    """A port on a network device."""
 
     def __init__(
         self,
         ifname: str,
         sock: socket.socket,
-        guard: list[socket.socket],
         *,
         mac: bytes,
         mtu: int,
@@ -44,7 +41,6 @@ class RawPort(SocketPort):
         tables = make_tables(Kind.FD, fd=sock.fileno(), wake_fd=new_eventfd(), mtu=mtu)
         tables.port["flags"] = PortFlag.OFFLOAD | (PortFlag.VLAN if vlan else 0)
         super().__init__(ifname, sock, tables=tables, caps=SUPER_FRAMES, mac=mac)
-        self._guard = guard
         self._vlan = vlan
         self._ifindex = netdev.index(ifname)
 
@@ -64,26 +60,21 @@ class RawPort(SocketPort):
     def hear_neighbours(self) -> None:
         attach_socket(self._sock, roce_filter(vlan=self._vlan, neighbours=True))
 
-    def _release(self) -> None:
-        for sock in self._guard:
-            sock.close()
-        super()._release()
 
-
-def open_raw(ifname: str, *, promisc: bool = False, vlan: bool = False, guard: bool = True) -> RawPort:
+def open_raw(ifname: str, *, promisc: bool = False, vlan: bool = False) -> RawPort:
     """A port on `ifname`.
 
-    `promisc`: frames to other stations too. `vlan`: frames with any VLAN tag, which is left in. `guard`: hold UDP port
-    4791, so that the host does not answer what is ours with ICMP.
+    `promisc`: frames to other stations too. `vlan`: frames with any VLAN tag, which is left in. The host's own stack
+    gets the same frames and would answer them with ICMP: `ebpf.shield` keeps it from that.
     """
     mac, mtu = netdev.mac(ifname), netdev.mtu(ifname)
+    try:
+        sock = _packet_socket(ifname, promisc=promisc, vlan=vlan)
+    except OSError as error:
+        raise IoError(error.errno or 0, f"packet socket on {ifname}") from error
     with contextlib.ExitStack() as undo:
-        try:
-            sock = undo.enter_context(_packet_socket(ifname, promisc=promisc, vlan=vlan))
-            guards = [undo.enter_context(s) for s in _guard_sockets()] if guard else []
-        except OSError as error:
-            raise IoError(error.errno or 0, f"packet socket on {ifname}") from error
-        port = RawPort(ifname, sock, guards, mac=mac, mtu=mtu, vlan=vlan)
+        undo.callback(sock.close)
+        port = RawPort(ifname, sock, mac=mac, mtu=mtu, vlan=vlan)
         undo.pop_all()
     return port
 
@@ -111,23 +102,3 @@ def _packet_socket(ifname: str, *, promisc: bool, vlan: bool) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def _guard_sockets() -> list[socket.socket]:
-    """A socket on UDP 4791 that drops all at its filter: no port unreachable, and no queue.
-
-    UDP_GRO spares the host the cutting up of super-frames it is about to drop. Where another holds the port
-    (a second raw port does not), that one answers.
-    """
-    guards = []
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with contextlib.suppress(OSError):
-            sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-            guards.append(sock)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            attach_socket(sock, nothing_filter())
-            sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            sock.bind(("", ROCE_UDP_PORT))
-    return guards

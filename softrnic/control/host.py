@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from ebpf.shield import Shield, shield
 from netio import arp, neigh, netns, raw, tap, udp
 from netio.arp import NeighbourPort, Neighbours
 from netio.bare import BarePort
@@ -33,7 +34,7 @@ class Host:
     """A device on the wire. Closing it takes both off.
 
     `presence`: how further addresses come to be on the wire; None if it cannot have any. `ns`: the namespace of a port
-    that is a network device.
+    that is a network device, and `shield` what keeps its host from answering for us.
     """
 
     device: Device
@@ -42,6 +43,7 @@ class Host:
     mac: bytes
     presence: Presence | None = None
     ns: netns.Namespace | None = None
+    shield: Shield | None = None
     functions: list[Function] = field(default_factory=list)
 
     @property
@@ -79,6 +81,8 @@ class Host:
             function.close()
         self.device.close()
         self.nic.close()
+        if self.shield is not None:
+            self.shield.close()
 
     def __enter__(self) -> Host:
         return self
@@ -130,12 +134,15 @@ def open_raw(
     info = neigh.link_info(ns, ifname)
     if not info.addresses:
         raise IoError(0, f"{ifname} has no address: give it one first (ip addr add ...)")
-    with ns.entered():
-        bare = raw.open_raw(ifname, vlan=vlan)
-        inner = NeighbourPort(bare, Neighbours(bare.mac))
-        port = wrap(inner)
-    host = _start(name, port, own_addresses(info), info.mac, spin_ns)
-    host.presence, host.ns = inner, ns
+    with contextlib.ExitStack() as undo:
+        with ns.entered():
+            bare = undo.enter_context(raw.open_raw(ifname, vlan=vlan))
+            kept = undo.enter_context(shield(ifname, vlan=vlan))
+            inner = NeighbourPort(bare, Neighbours(bare.mac))
+            port = wrap(inner)
+        host = _start(name, port, own_addresses(info), info.mac, spin_ns)
+        undo.pop_all()
+    host.presence, host.ns, host.shield = inner, ns, kept
     host.device.resolve_mac = lambda gid, ip: _look_up(ns, ifname, ip)
     return host
 

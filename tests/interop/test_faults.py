@@ -68,8 +68,8 @@ class Bookkeeper:
 def check(tally: Tally) -> None:
     """Whatever one side has sent, the other has taken, but for what the wire has lost: not one dropped for its ICRC.
 
-    rxe does not count what comes to a QP that it has destroyed. It does so as soon as it has what it waited for, while a
-    late timer of ours may send that again.
+    rxe does not count what comes to a QP that it has destroyed. It does so as soon as it has what it waited for, while
+    a late timer of ours may send that again.
     """
     assert 0 <= tally.sent - tally.lost_out - tally.rxe_arrived <= tally.repeated_late
     assert tally.arrived == tally.rxe_sent - tally.lost_in

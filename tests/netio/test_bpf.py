@@ -9,7 +9,7 @@ from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.inet6 import ICMPv6ND_NS, IPv6
 from scapy.layers.l2 import ARP, Ether
 
-from netio.bpf import attach_socket, nothing_filter, roce_filter
+from netio.bpf import attach_socket, roce_filter
 from tests.netio.frames import roce
 
 ROCE = [
@@ -61,7 +61,3 @@ def test_neighbours_pass_where_we_answer_for_ourselves(vlan: bool) -> None:
     program = roce_filter(vlan=vlan, neighbours=True)
     assert [passes(program, frame) for frame in ROCE + NEIGHBOURS] == [True] * len(ROCE + NEIGHBOURS)
     assert [passes(program, frame) for frame in OTHERS] == [False] * len(OTHERS)
-
-
-def test_nothing_passes() -> None:
-    assert not any(passes(nothing_filter(), frame) for frame in ROCE + NEIGHBOURS + OTHERS)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from scapy.layers.inet import ICMP, UDP
+from scapy.layers.inet import UDP
 from scapy.layers.l2 import Dot1Q, Ether
 
-from netio import neigh, netdev, netns, raw
+from netio import netdev, netns, raw
 from netio.netns import Namespace
 from netio.port import Ready
 from netio.raw import RawPort
@@ -168,23 +167,6 @@ def test_what_we_send_does_not_come_back(link: Link) -> None:
     assert drain(link.port) == []
 
 
-@pytest.mark.parametrize("guard", [True, False])
-def test_the_guard_keeps_the_host_from_answering(link: Link, guard: bool) -> None:
-    """Without, the peer gets "port unreachable" for every packet its host is not a party to."""
-    with link.here.entered():
-        sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
-        sniffer.setsockopt(263, 23, 1)
-        sniffer.bind(("eth0", 3))
-    with sniffer, link.far_port(guard=guard) as far:
-        neigh.resolve(link.there, "eth0", ipaddress.ip_address(ADDRESSES[4][0]))  # so that it could answer
-        assert deliver(link.port, far, [(link.frame(pattern(300)), 100)])
-        with link.there.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as marker:
-            marker.sendto(b"the end", (ADDRESSES[4][0], 9))
-        answers = [Ether(f) for f in listen(sniffer, 1, lambda f: f.endswith(b"the end"))]
-    unreachable = [packet for packet in answers if ICMP in packet and packet[ICMP].type == 3]
-    assert bool(unreachable) is not guard
-
-
 def test_wait_ends_when_a_frame_comes(link: Link) -> None:
     with link.far_port() as far:
         assert far.wait(0) == Ready(0)
@@ -256,7 +238,7 @@ def test_multicast_is_joined_and_left_with_the_port(link: Link) -> None:
         assert "01005e000105" not in multicast()
 
 
-def test_two_ports_of_one_device_both_guard(link: Link) -> None:
+def test_two_ports_of_one_device_have_all_frames(link: Link) -> None:
     frame = link.frame(b"x")
     with link.far_port() as one, link.far_port() as two:
         send(link, frame)

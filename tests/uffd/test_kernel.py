@@ -85,7 +85,7 @@ def test_fork_with_cow(bench: Lab) -> None:
 
 
 def collapse(memory: Memory) -> None:
-    """MADV_COLLAPSE answers EAGAIN where it found a page in other hands, as under traffic it may (madvise(2)): again."""
+    """MADV_COLLAPSE, again where it answers EAGAIN: it found a page in other hands, as it may under traffic."""
     for _ in range(200):
         if (error := memory.advise(MADV_COLLAPSE)) != errno.EAGAIN:
             break
