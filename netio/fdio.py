@@ -177,6 +177,7 @@ def _vnet_header(addr: int, udp: int, length: int, seg: int) -> None:
     """
     header = addr - VNET_BYTES
     st64(header, 0)
+    st16(header + 2, min(FRAME_LINEAR, length))  # more than headers: what is to lie apart from the rest
     st16(header + 8, 0)
     ip = ip_offset(addr, length)
     if udp >= 0 and (seg > 0 or get_be16(addr + ip - 2) == ETH_IPV6):
@@ -186,7 +187,6 @@ def _vnet_header(addr: int, udp: int, length: int, seg: int) -> None:
         put_be16(addr + udp + 6, pseudo_sum(addr, ip, length - udp))
     if seg > 0:
         st8(header + 1, GSO_UDP_L4)
-        st16(header + 2, min(FRAME_LINEAR, length))  # more than headers: see there
         st16(header + 4, seg)
 
 
