@@ -31,7 +31,9 @@ from netio.libc import (
     MSG_DONTWAIT,
     errno,
     read,
+    recvfrom,
     recvmsg,
+    sendto,
     write,
 )
 from netio.message import (
@@ -67,25 +69,35 @@ TX_TRIES = 4  # a full device queue is retried at once this often, then the fram
 
 @inline
 def fd_recv(pt: PortTables, rx: FrameRing) -> int:
-    """Read frames until the descriptor has no more or the ring is full."""
+    """Read frames until the descriptor has no more or the ring is full.
+
+    The first frame after a look that found nothing is taken alone: who waits for it need not wait for the system call
+    that would say that there are no more.
+    """
     port = pt.port[0]
     fd = i64(port["fd"])
-    ancillary = i64(port["flags"]) & PortFlag.VLAN.value != 0
+    flags = i64(port["flags"])
     slab = addr_of(rx.slab)
-    slots = len(rx.frames)
+    slots = 1 if port["quiet"] else len(rx.frames)
     n = 0
     for _ in range(2 * slots):  # refused frames take no slot, and must not keep us here for ever
         if n == slots:
             break
         off = n * FRAME_STRIDE + FRAME_HEADROOM
         at, room = slab + off - VNET_BYTES, VNET_BYTES + FRAME_ROOM
-        got = _read_tagged(pt, at, room) if ancillary else i64(read(fd, at, room))
+        if flags & PortFlag.VLAN.value:
+            got = _read_tagged(pt, at, room)
+        elif flags & PortFlag.SOCKET.value:
+            got = i64(recvfrom(fd, at, room, MSG_DONTWAIT, 0, 0))
+        else:
+            got = i64(read(fd, at, room))
         if got < 0:
             code = errno()
             if code not in (EAGAIN, EINTR):
                 port["rx_errors"] += 1
             break
         n += _take(pt, rx.frames[n], slab, off, got - VNET_BYTES)
+    port["quiet"] = n == 0
     return n
 
 
@@ -194,8 +206,13 @@ def _vnet_header(addr: int, udp: int, length: int, seg: int) -> None:
 def _write_frame(port: Any, addr: int, length: int, segments: int) -> int:
     """One write; 1 if the frame went out."""
     fd = i64(port["fd"])
+    at, count = addr - VNET_BYTES, VNET_BYTES + length
     for _ in range(TX_TRIES):
-        if i64(write(fd, addr - VNET_BYTES, VNET_BYTES + length)) >= 0:
+        if i64(port["flags"]) & PortFlag.SOCKET.value:
+            gone = i64(sendto(fd, at, count, MSG_DONTWAIT, 0, 0))
+        else:
+            gone = i64(write(fd, at, count))
+        if gone >= 0:
             port["tx_frames"] += 1
             port["tx_segments"] += segments
             port["tx_bytes"] += length

@@ -48,6 +48,7 @@ def _function(name: str, returns: str, nargs: int) -> Any:
 read = _function("read", "ssize_t", 3)
 write = _function("write", "ssize_t", 3)
 recvmsg = _function("recvmsg", "ssize_t", 3)
+recvfrom = _function("recvfrom", "ssize_t", 6)
 sendmsg = _function("sendmsg", "ssize_t", 3)
 recvmmsg = _function("recvmmsg", "int", 5)
 sendmmsg = _function("sendmmsg", "int", 4)

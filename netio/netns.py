@@ -20,16 +20,20 @@ import contextlib
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from softrnic.errors import IoError
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000
 _IFA_F_NODAD = 0x02  # linux/if_addr.h: no duplicate address detection, the address is usable at once
+_RTN_LOCAL = 2  # linux/rtnetlink.h
+_LOCAL_SECONDS = 1.0
 
 
 def _check(result: int, what: str) -> None:
@@ -145,11 +149,26 @@ def vlan(ns: Namespace, link: str, vid: int) -> str:
 
 
 def add_address(ns: Namespace, ifname: str, address: str) -> None:
-    """Give a device an address such as 10.0.0.1/24 or fd00::1/64."""
+    """Give a device an address such as 10.0.0.1/24 or fd00::1/64. From then on packets to it are the host's."""
     host, _, prefix = address.partition("/")
     extra = {"flags": _IFA_F_NODAD} if ":" in host else {}
     with ns.netlink() as ipr:
         ipr.addr("add", index=_index(ipr, ifname), address=host, prefixlen=int(prefix), **extra)
+        if ":" in host:
+            _await_local(ipr, host)
+
+
+def _await_local(ipr: IPRoute, host: str) -> None:
+    """Linux makes an IPv6 address work some time after it is there, even without duplicate detection: a worker does it.
+
+    On a device without a carrier it does not, and we go on after a while.
+    """
+    deadline = time.monotonic() + _LOCAL_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(NetlinkError):
+            if ipr.route("get", dst=host)[0]["type"] == _RTN_LOCAL:
+                return
+        time.sleep(0.001)
 
 
 def remove(ns: Namespace, ifname: str) -> None:

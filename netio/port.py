@@ -38,6 +38,7 @@ class PortFlag(IntFlag):
     OFFLOAD = 1  # takes super-frames; without it the port's kernel splits them
     DIVERT  = 2  # ARP and neighbour discovery go to the slow ring, not to the engine
     VLAN    = 4  # a packet socket that is told of VLAN tags, and has them put back
+    SOCKET  = 8  # the descriptor is one, and takes send and recv, which are quicker than write and read
     # fmt: on
 
 
@@ -126,6 +127,7 @@ PORT = np.dtype(
         ("dport", "i4"),      # UDP: the port the engine is to see
         ("mtu", "i4"),
         ("sndbuf", "i4"),     # sockets: bytes that may wait to be sent, kernel overhead included; 0: no limit
+        ("quiet", "i4"),      # descriptors: the last look found nothing, so the next frame likely comes alone
         ("tx_credit", "i4"),  # sockets: frames for which there was room when last asked, less those sent since
         ("ring_bytes", "i4"), # memory: data bytes of each direction's ring
         ("tx_base", "i8"),    # memory: address of the ring we fill

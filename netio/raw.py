@@ -39,7 +39,7 @@ class RawPort(SocketPort):
         vlan: bool,
     ) -> None:
         tables = make_tables(Kind.FD, fd=sock.fileno(), wake_fd=new_eventfd(), mtu=mtu)
-        tables.port["flags"] = PortFlag.OFFLOAD | (PortFlag.VLAN if vlan else 0)
+        tables.port["flags"] = PortFlag.SOCKET | PortFlag.OFFLOAD | (PortFlag.VLAN if vlan else 0)
         super().__init__(ifname, sock, tables=tables, caps=SUPER_FRAMES, mac=mac)
         self._vlan = vlan
         self._ifindex = netdev.index(ifname)

@@ -56,7 +56,7 @@ def udp_recv(pt: PortTables, rx: FrameRing) -> int:
     slab = addr_of(rx.slab)
     message = addr_of(pt.aux) + AUX_RX
     headers = _ETH_BYTES + (20 if i64(port["family"]) == AF_INET else 40) + UDP_BYTES
-    slots = len(rx.frames)
+    slots = 1 if port["quiet"] else len(rx.frames)  # as fd_recv does
     n = 0
     for _ in range(2 * slots):  # refused datagrams take no slot, and must not keep us here for ever
         if n == slots:
@@ -83,6 +83,7 @@ def udp_recv(pt: PortTables, rx: FrameRing) -> int:
         port["rx_segments"] += segment_count(slab + off, headers + got, seg)
         port["rx_bytes"] += headers + got
         n += 1
+    port["quiet"] = n == 0
     return n
 
 

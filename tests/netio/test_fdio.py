@@ -15,7 +15,7 @@ from netio.kernels import port_tx_room
 from netio.middleware import put_frame
 from netio.port import SINGLE_FRAMES, SUPER_FRAMES, Kind, PortFlag, PortTables, Ready, make_tables
 from softrnic.jit import kernel
-from softrnic.layout import make_ring
+from softrnic.layout import FRAME_LINEAR, FRAME_STRIDE, make_ring
 from tests.netio import naive
 from tests.netio.frames import drain, pattern, roce
 
@@ -70,6 +70,11 @@ def pseudo_sum(frame: bytes, version: int) -> int:
     return total
 
 
+def plain(frame: bytes) -> tuple[int, ...]:
+    """The header of a frame that is one packet, with nothing for the kernel to do."""
+    return 0, 0, min(FRAME_LINEAR, len(frame)), 0, 0, 0
+
+
 def with_checksum(frame: bytes, version: int, value: int) -> bytes:
     at = (34 if version == 4 else 54) + 6
     return frame[:at] + value.to_bytes(2, "big") + frame[at + 2 :]
@@ -79,7 +84,7 @@ def test_a_packet_goes_out_as_it_is(wire) -> None:
     port, theirs = wire
     frame = roce(pattern(1000))
     assert send(port, (frame, 0)) == 1
-    assert written(theirs) == [((0, 0, 0, 0, 0, 0), frame)]
+    assert written(theirs) == [(plain(frame), frame)]
     assert port.counters()["tx_bytes"] == len(frame)
 
 
@@ -89,7 +94,7 @@ def test_ipv6_leaves_the_checksum_to_the_kernel(wire) -> None:
     frame = roce(pattern(1001), version=6)
     send(port, (frame, 0))
     expected = with_checksum(frame, 6, pseudo_sum(frame, 6))
-    assert written(theirs) == [((NEEDS_CSUM, 0, 0, 0, 54, 6), expected)]
+    assert written(theirs) == [((NEEDS_CSUM, 0, FRAME_LINEAR, 0, 54, 6), expected)]
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -99,7 +104,7 @@ def test_a_super_frame_tells_how_to_cut_it(wire, version: int) -> None:
     assert send(port, (frame, 100)) == 1
     udp = 34 if version == 4 else 54
     expected = with_checksum(frame, version, pseudo_sum(frame, version))
-    assert written(theirs) == [((NEEDS_CSUM, UDP_L4, udp + 8, 100, udp, 6), expected)]
+    assert written(theirs) == [((NEEDS_CSUM, UDP_L4, FRAME_LINEAR, 100, udp, 6), expected)]
     counters = port.counters()
     assert (counters["tx_frames"], counters["tx_segments"]) == (1, 11)
 
@@ -108,7 +113,7 @@ def test_a_super_frame_of_one_packet_is_a_packet(wire) -> None:
     port, theirs = wire
     frame = roce(pattern(100))
     send(port, (frame, 100), (frame, 101))
-    assert written(theirs) == [((0, 0, 0, 0, 0, 0), frame)] * 2
+    assert written(theirs) == [(plain(frame), frame)] * 2
 
 
 def test_a_super_frame_that_is_no_udp_is_refused(wire) -> None:
@@ -126,7 +131,7 @@ def test_without_offload_packets_go_out_singly(wire, payload: int, seg: int) -> 
     port.tables.port["flags"] = 0
     frame = roce(pattern(payload), ip_id=7)
     assert send(port, (frame, seg)) == 1
-    assert written(theirs) == [((0, 0, 0, 0, 0, 0), packet) for packet in naive.split(frame, seg)]
+    assert written(theirs) == [(plain(packet), packet) for packet in naive.split(frame, seg)]
     assert port.counters()["tx_segments"] == -(-payload // seg)
 
 
@@ -136,7 +141,8 @@ def test_without_offload_ipv6_still_leaves_the_checksum_to_the_kernel(wire) -> N
     frame = roce(pattern(250), version=6, vlan=9)
     send(port, (frame, 100))
     messages = written(theirs)
-    assert [vnet for vnet, _ in messages] == [(NEEDS_CSUM, 0, 0, 0, 58, 6)] * 3
+    assert [vnet for vnet, _ in messages] == [(NEEDS_CSUM, 0, min(FRAME_LINEAR, len(m)), 0, 58, 6) for _, m in messages]
+    assert len(messages) == 3
     blank = [sent[:64] + b"\0\0" + sent[66:] for _, sent in messages]
     assert blank == [packet[:64] + b"\0\0" + packet[66:] for packet in naive.split(frame, 100)]
 
@@ -189,6 +195,22 @@ def test_receives_until_nothing_waits(wire) -> None:
     counters = port.counters()
     assert (counters["rx_frames"], counters["rx_errors"]) == (3, 0)
     assert counters["rx_bytes"] == sum(len(frame) for frame in frames)
+
+
+def test_the_first_frame_after_a_lull_is_taken_alone(wire) -> None:
+    port, theirs = wire
+    rx = make_ring(4)
+    assert port.recv_burst(rx, 0) == 0
+    for _ in range(2):
+        for i in range(4):
+            theirs.send(NO_OFFLOAD + roce(bytes([i])))
+        assert [port.recv_burst(rx, 0) for _ in range(3)] == [1, 3, 0]
+
+
+def test_slots_of_a_ring_lie_alike_in_their_pages() -> None:
+    ring = make_ring(3)
+    assert {(ring.slab.ctypes.data + int(off) + FRAME_LINEAR) % 4096 for off in ring.frames["off"]} == {0}
+    assert len(ring.slab) == 3 * FRAME_STRIDE
 
 
 def test_a_burst_ends_when_the_ring_is_full(wire) -> None:
