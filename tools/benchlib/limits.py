@@ -6,6 +6,7 @@ one another, and everything that crosses between them is then several times slow
 
 from __future__ import annotations
 
+import mmap
 import os
 import statistics
 import threading
@@ -17,6 +18,7 @@ from softrnic.jit import addr_of, kernel, ld_acq64, memcpy, pause, st_rel64
 from softrnic.wire import crc32
 
 SIZES = (4096, 65536, 1 << 20, 64 << 20)
+APART = (0, 8, 2048)  # netio's frames lie as the first; see FRAME_LINEAR in softrnic/layout.py
 
 
 @kernel
@@ -82,6 +84,17 @@ def shared_memory_ns(cpus: tuple[int, int] = (0, 1), rounds: int = 20000) -> flo
     return statistics.median(samples)
 
 
+def kernel_copy_gbytes(apart: int, n: int = 32768) -> float:
+    """GB/s of the kernel's copy from us into page cache, to `apart` bytes later in a page than it has."""
+    pages = memoryview(bytearray(n + 2 * mmap.PAGESIZE))
+    start = -np.frombuffer(pages, np.uint8).ctypes.data % mmap.PAGESIZE + mmap.PAGESIZE - apart
+    fd = os.memfd_create("copied to")
+    try:
+        return _gbytes(lambda repeats: [os.pwrite(fd, pages[start : start + n], 0) for _ in range(repeats)], n)
+    finally:
+        os.close(fd)
+
+
 def limits() -> dict[str, float | None]:
     """Figures by name."""
     found: dict[str, float | None] = {}
@@ -90,5 +103,7 @@ def limits() -> dict[str, float | None]:
         found[f"memcpy {n} B, GB/s"] = _gbytes(lambda k, s=src, d=dst, n=n: _copy(d, s, n, k), n)
         if n <= 1 << 20:
             found[f"CRC-32 {n} B ({crc32.VARIANT}), GB/s"] = _gbytes(lambda k, s=src, n=n: _crc(s, n, k), n)
+    for apart in APART:
+        found[f"kernel copy 32768 B to {apart} bytes later in a page, GB/s"] = kernel_copy_gbytes(apart)
     found["cache line, there and back between processors, ns"] = shared_memory_ns()
     return found
