@@ -1,7 +1,7 @@
 """Moving frames from one port to another: the compiled loops of the port comparison, and the ways that are no port.
 
 A way is how frames leave or enter a packet socket. PORT is what the port itself does, one system call per frame. MMSG
-gives the kernel a burst of single frames per call (sendmmsg, recvmmsg). RING reads out of a ring that the kernel fills
+gives the kernel a burst of frames per call (sendmmsg, recvmmsg). RING reads out of a ring that the kernel fills
 (TPACKET_V3, Documentation/networking/packet_mmap.rst), without any call. Their state is in `PortTables.xsk`, which
 packet sockets do not use. All kernels are in this one file, for the compile cache knows no other file of tools.
 """
@@ -13,7 +13,8 @@ from enum import IntEnum
 import numpy as np
 from numba import types
 
-from netio.fdio import VNET_BYTES
+from netio.fdio import VNET_BYTES, _vnet_header
+from netio.header import udp_offset
 from netio.kernels import port_recv, port_send, port_tx_room
 from netio.libc import MSG_DONTWAIT, recvmmsg, sendmmsg
 from netio.port import FRAME_ROOM, PortTables
@@ -82,12 +83,13 @@ def _messages(pt, ring, n):
 
 @inline
 def _send_mmsg(pt, tx, n):
-    """Single frames with an empty virtio-net header."""
+    """The frames fd_send would write, by one call."""
     headers = _messages(pt, tx, n)
     slab = addr_of(tx.slab)
     for i in range(n):
-        memset(slab + i * FRAME_STRIDE + FRAME_HEADROOM - VNET_BYTES, 0, VNET_BYTES)
-        st64(headers + MAX_BURST * _MMSGHDR + i * _IOVEC + 8, VNET_BYTES + i64(tx.frames[i]["len"]))
+        addr, length = slab + i64(tx.frames[i]["off"]), i64(tx.frames[i]["len"])
+        _vnet_header(addr, udp_offset(addr, length), length, i64(tx.frames[i]["seg"]))
+        st64(headers + MAX_BURST * _MMSGHDR + i * _IOVEC + 8, VNET_BYTES + length)
     sendmmsg(i64(pt.port[0]["fd"]), headers, n, MSG_DONTWAIT)
 
 

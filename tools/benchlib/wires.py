@@ -65,7 +65,7 @@ class Wire:
     @property
     def most(self) -> int:
         """Packets that one frame may have; 1 if it takes single ones only."""
-        return 1 if self.out is Way.MMSG else max(1, self.source.caps.max_segments)
+        return max(1, self.source.caps.max_segments)
 
 
 @contextlib.contextmanager
@@ -107,7 +107,7 @@ def on_veth() -> Iterator[Wire]:
 
 @contextlib.contextmanager
 def with_mmsg() -> Iterator[Wire]:
-    """AF_PACKET, a burst of single frames per system call."""
+    """AF_PACKET, a burst of frames per system call."""
     with on_veth() as wire:
         tables = [t._replace(xsk=np.zeros(moving.MMSG_WORDS, np.int64)) for t in wire.tables]
         yield Wire(wire.source, wire.sink, Way.MMSG, Way.MMSG, tables=tables)
