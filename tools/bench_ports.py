@@ -15,6 +15,7 @@ bounded: the window opens again after frames were lost.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -39,7 +40,7 @@ def line(kind: str, rates: Rates) -> str:
 
 
 def report(kinds: list[str], seconds: float, runs: int) -> dict[str, float]:
-    """Measure wires: a line per shape on standard error as it is found, all figures by name."""
+    """Measure wires: a line per shape as it is found, all figures by name."""
     found: dict[str, float] = {}
     for kind in kinds:
         try:
@@ -47,15 +48,15 @@ def report(kinds: list[str], seconds: float, runs: int) -> dict[str, float]:
                 measured = Rates.measure_all(wire, SHAPES, seconds, runs)
                 lone = statistics.median(Rates.alone(wire) for _ in range(runs))
         except IoError as error:
-            print(f"{kind:12} not here: {error}", file=sys.stderr, flush=True)
+            print(f"{kind:12} not here: {error}", flush=True)
             continue
         for rates in measured:
-            print(line(kind, rates), file=sys.stderr, flush=True)
+            print(line(kind, rates), flush=True)
             name = f"{kind} {rates.payload} x {rates.count}"
             found[f"{name}, wall, Gb/s"] = rates.gbps(rates.wall)
             found[f"{name}, cpu, Gb/s"] = rates.gbps(rates.cpu)
             found[f"{name}, wall, M packets/s"] = rates.wall / 1e6
-        print(f"{kind:12} alone {lone:.1f} us", file=sys.stderr, flush=True)
+        print(f"{kind:12} alone {lone:.1f} us", flush=True)
         found[f"{kind} alone, us"] = lone
     return found
 
@@ -67,13 +68,14 @@ def main() -> None:
     parser.add_argument("kinds", nargs="*", default=names, metavar="kind", help=" ".join(names))
     parser.add_argument("--seconds", type=float, default=0.3)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print one JSON object too")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, and lines on standard error")
     args = parser.parse_args()
     if unknown := set(args.kinds) - set(names):
         parser.error(f"no such kind: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    found = report([kind for kind in args.kinds if kind in WIRES], args.seconds, args.runs)
-    if "coalescing" in args.kinds:
-        found |= coalescing.report(args.seconds, args.runs)
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        found = report([kind for kind in args.kinds if kind in WIRES], args.seconds, args.runs)
+        if "coalescing" in args.kinds:
+            found |= coalescing.report(args.seconds, args.runs)
     if args.json:
         print(json.dumps(found, indent=1))
 

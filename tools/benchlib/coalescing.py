@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import statistics
 import subprocess
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,7 +135,7 @@ def _flood(wire: Wire, sender: Sender, seconds: float) -> Coalesced:
 
 
 def report(seconds: float, runs: int) -> dict[str, float]:
-    """Every sender to every receiver, the runs going round: a line each on standard error, figures by name."""
+    """Every sender to every receiver, the runs going round: a line each, figures by name."""
     links = [(sender, receiver) for sender in SENDERS for receiver in RECEIVERS]
     samples: dict[str, list[Coalesced]] = {}
     for _ in range(runs):
@@ -150,8 +149,8 @@ def report(seconds: float, runs: int) -> dict[str, float]:
         print(
             f"{where:64} wall {wall * BITS:5.1f} Gb/s {wall / 1e6:5.2f} M/s  cpu {cpu * BITS:5.1f} Gb/s "
             f" {per_frame:4.1f} packets a frame  one identification {one_id:.0%}  ICRC wrong {wrong:.1%}",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+            flush=True,
+        )
         found[f"{where}, wall, Gb/s"], found[f"{where}, cpu, Gb/s"] = wall * BITS, cpu * BITS
         found[f"{where}, packets a frame"] = per_frame
         found[f"{where}, ICRC wrong"] = wrong
