@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 from benchlib import svg  # noqa: E402
-from benchlib.cases import CASES  # noqa: E402
+from benchlib.cases import cases_of  # noqa: E402
 from benchlib.loss import LOSSES, TESTS, bound, goodput  # noqa: E402
 
 from softrnic.jit import JIT  # noqa: E402
@@ -30,7 +30,7 @@ def test_every_part(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())
     assert set(results) == {"wire", "runs", "table", "cost", "scale", "loss", "ports", "start", "limits"}
-    assert set(results["table"]["softrnic"]) == {case.name for case in CASES}
+    assert set(results["table"]["softrnic"]) == {case.name for case in cases_of("memory", "")}
     assert all(len(samples) == 1 and samples[0] > 0 for samples in results["table"]["softrnic"].values())
     assert {row["name"] for row in results["cost"]["memory"]} >= {"WRITE 64 B", "SEND 1 MiB, PMTU 4096"}
     assert set(results["scale"]["QPs"]) == {"1", "16"}
@@ -76,3 +76,22 @@ def test_bars_leave_out_what_is_not_known() -> None:
     widths = [float(rect.get("width") or 0) for rect in root.iter(f"{SVG}rect") if rect.get("height") == "15"]
     assert len(widths) == 3
     assert max(widths) == widths[2]
+
+
+@pytest.mark.privileged("netns", "tun", "bpf", "xsk")
+@pytest.mark.skipif(not JIT, reason="processes of their own, compiled")
+def test_ports_compared() -> None:
+    """Every wire carries every shape, whichever way its frames go, and nothing is merged that was not one flow's."""
+    command = [sys.executable, str(ROOT / "tools/bench_ports.py"), "--json", "--seconds", "0.02", "--runs", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for kind in ("memory", "raw", "raw-mmsg", "raw-ring", "xsk", "tap", "udp", "udp-veth"):
+        assert found[f"{kind} alone, us"] > 0
+        for size in (4112, 1040, 80):
+            rates = [rate for name, rate in found.items() if name.startswith(f"{kind} {size} x") and "cpu" in name]
+            assert len(rates) == 2
+            assert min(rates) > 0
+    assert not any(value for name, value in found.items() if name.endswith("ICRC wrong"))
+    assert found["IPv4, super-frames cut on the way; GRO, packets a frame"] > 10
+    assert found["IPv4, checksum 0; GRO, held, packets a frame"] == 1

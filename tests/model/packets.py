@@ -99,7 +99,7 @@ def _extension(packet: Packet) -> bytes:
     return out
 
 
-def _icrc(ip_udp: bytes, transport: bytes) -> bytes:
+def icrc(ip_udp: bytes, transport: bytes) -> bytes:
     """The CRC over what no router changes (A17.3.3)."""
     masked = bytearray(b"\xff" * 8 + ip_udp + transport)
     for at in (8 + 1, 8 + 8, 8 + 10, 8 + 11, 8 + 26, 8 + 27, 8 + 28 + 4):  # TOS, TTL, checksums, resv8a
@@ -120,7 +120,7 @@ def encode(packet: Packet, path: Path) -> bytes:
     checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
     ip = ip[:10] + checksum.to_bytes(2, "big") + ip[12:]
     udp = struct.pack("!HHHH", 0xC000, 4791, udp_len, 0)
-    return path.dmac + path.smac + b"\x08\x00" + ip + udp + transport + _icrc(ip + udp, transport)
+    return path.dmac + path.smac + b"\x08\x00" + ip + udp + transport + icrc(ip + udp, transport)
 
 
 def decode(frame: bytes) -> Packet:
@@ -128,7 +128,7 @@ def decode(frame: bytes) -> Packet:
     ip_udp, transport = frame[14:42], frame[42:-4]
     assert frame[12:14] == b"\x08\x00"
     assert struct.unpack("!H", frame[16:18])[0] == len(frame) - 14
-    assert frame[-4:] == _icrc(ip_udp, transport)
+    assert frame[-4:] == icrc(ip_udp, transport)
     opcode, flags, pkey, _, word = struct.unpack("!BBHII", transport[:12])
     assert (pkey, flags & 0x4F) == (0xFFFF, 0x40)
     rest, fields = transport[12:], {}

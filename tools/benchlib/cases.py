@@ -28,6 +28,9 @@ class Case:
     target: float
     mtu: int = 4096
     depth: int = 128
+    cq_mod: int = 100  # a completion per so many messages; 100 as perftest
+    wire: str | None = None  # the one the case is about; None: whatever the run is about
+    beside: str = ""  # `target` is a share of what this case does in the same run
 
     @property
     def lower_is_better(self) -> bool:
@@ -55,14 +58,25 @@ CASES = (
     Case("SEND 64 B", "send_bw", 64, 3000000, "M/s", "0.17", 1.2),
     Case("WRITE 64 B latency", "write_lat", 64, 50000, "us", "8-10", 4),
     Case("READ 64 B latency", "read_lat", 64, 50000, "us", "14", 9),
-)
+    Case(
+        "WRITE 1 MiB, taps on a bridge", "write_bw", 1 << 20, 3000, "Gb/s", "-", 0.9, depth=16, wire="tap",
+        beside="WRITE 1 MiB",
+    ),
+    Case("WRITE 1 MiB, wire in memory", "write_bw", 1 << 20, 3000, "Gb/s", "-", 40, depth=16, wire="memory"),
+    Case("WRITE 64 B, wire in memory", "write_bw", 64, 3000000, "M/s", "-", 3, cq_mod=32, wire="memory"),
+)  # fmt: skip
+
+
+def cases_of(wire: str, word: str) -> list[Case]:
+    """The cases for a run on a wire whose name has a word in it. Taps are for comparing with veth, and need root."""
+    return [case for case in CASES if word.lower() in case.name.lower() and (case.wire != "tap" or wire == "veth")]
 
 
 def measure(case: Case, wire: str, *, scale: float = 1.0, fifo: bool = False) -> float:
     """One run of a case in a process of its own: its figure in the case's unit. Raises when data arrived damaged."""
-    command = [str(SOFTRNIC), "perf", case.test, "--wire", wire, "--json", "--report_gbits"]
+    command = [str(SOFTRNIC), "perf", case.test, "--wire", case.wire or wire, "--json", "--report_gbits"]
     command += ["-s", str(case.size), "-n", str(max(8, int(case.iters * scale))), "-m", str(case.mtu)]
-    command += ["-t", str(case.depth)]
+    command += ["-t", str(case.depth), "-Q", str(case.cq_mod)]
     command = ["chrt", "-f", "1", *command] if fifo else command
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     if done.returncode:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchlib import svg
-from benchlib.cases import CASES
+from benchlib.cases import CASES, Case
 
 Results = dict[str, Any]
 
@@ -27,6 +27,14 @@ def median(samples: list[float]) -> float:
     return statistics.median(samples)
 
 
+def target_of(case: Case, results: Results) -> float | None:
+    """What a case is held against; None where that is a share of a case that was not run."""
+    if not case.beside:
+        return case.target
+    other = results["softrnic"].get(case.beside)
+    return case.target * median(other) if other else None
+
+
 def print_table(out: Console, results: Results) -> None:
     """The target table, with the figures of rxe and of what else was measured in this run."""
     table = _table("one RC QP, one processor per side", "", "median", "min-max", "target", "ratio", "Linux rxe")
@@ -34,12 +42,12 @@ def print_table(out: Console, results: Results) -> None:
         samples = results["softrnic"].get(case.name)
         if not samples:
             continue
-        value = median(samples)
-        ratio = case.target / value if case.lower_is_better else value / case.target
-        table.add_row(
-            case.name, f"{value:.2f} {case.unit}", f"{min(samples):.2f}-{max(samples):.2f}", f"{case.target:g}",
-            f"{ratio:.2f}", case.rxe,
-        )  # fmt: skip
+        value, target = median(samples), target_of(case, results)
+        held = ("-", "-")
+        if target is not None:
+            held = f"{target:.3g}", f"{target / value if case.lower_is_better else value / target:.2f}"
+        spread = f"{min(samples):.2f}-{max(samples):.2f}"
+        table.add_row(case.name, f"{value:.2f} {case.unit}", spread, *held, case.rxe)
     out.print(table)
     others = _table("what else carries data over the same wire, in this run", "", "median", "min-max")
     for name, (unit, samples) in results["others"].items():
@@ -126,7 +134,7 @@ def _bars(table: Results, unit: str) -> list[tuple[str, dict[str, float | None]]
     for case in CASES:
         if case.unit == unit and table["softrnic"].get(case.name):
             ours = median(table["softrnic"][case.name])
-            rows.append((case.name, {"softrnic": ours, "target": case.target, "Linux rxe": case.rxe_figure}))
+            rows.append((case.name, {"softrnic": ours, "target": target_of(case, table), "Linux rxe": case.rxe_figure}))
     for name, (its_unit, samples) in table["others"].items():
         if its_unit == unit and samples:
             rows.append((name, {"other": median(samples)}))
