@@ -2,7 +2,8 @@
 
 A raw port reads its packets from an AF_PACKET socket; the host's IP stack gets them too, finds nobody at UDP
 4791 and says so to the sender, whose connections that can end. `shield` decides how to prevent it: by the
-steering program at the tc hook where BPF is allowed, else by UDP sockets that take all and read nothing.
+steering program at the tc hook where BPF is allowed, else by UDP sockets that take all and read nothing. Either way the
+sockets are there and ask for GRO: what was cut on its way from a softrnic on another host is then whole again.
 """
 
 from __future__ import annotations
@@ -43,13 +44,33 @@ class Shield(Protocol):
 def shield(ifname: str, *, vlan: bool = False) -> Shield:
     """Shield `ifname` as well as this process may, `vlan`: from tagged frames, too. Both ways die with the process."""
     try:
-        best: Shield = Steering(ifname, Mode.TC, default=Rule.keep(), vlan=vlan)
+        best: Shield = ProgramShield(Steering(ifname, Mode.TC, default=Rule.keep(), vlan=vlan))
     except IoError as error:
         if error.errno == errno.ENODEV:
             raise
         best = HostShield(reason=str(error).splitlines()[0])
     _log.info("RoCEv2 is kept from the host stack by %s", best.how)
     return best
+
+
+class ProgramShield:
+    """The steering program, and a socket behind it that gets nothing: GRO merges packets for a socket that asks for it."""
+
+    def __init__(self, steering: Steering) -> None:
+        self.how = steering.how
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(steering)
+        with contextlib.suppress(IoError):  # another holds the port: then that one says what is merged
+            self._stack.enter_context(HostShield())
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 class HostShield:
@@ -91,7 +112,7 @@ def _families() -> list[socket.AddressFamily]:
 def _mute_socket(family: socket.AddressFamily) -> socket.socket:
     """A UDP socket that has the RoCEv2 port and receives nothing.
 
-    It asks for GRO, which spares the host the cutting up of super-frames that it is about to drop.
+    Its asking for GRO spares the host the cutting up of super-frames, too, that it is about to drop.
     """
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:

@@ -25,6 +25,7 @@ from netio.header import (
 from netio.libc import (
     AUX_HEADERS,
     AUX_RX,
+    AUX_TX,
     EAGAIN,
     EINTR,
     ENOBUFS,
@@ -33,6 +34,7 @@ from netio.libc import (
     read,
     recvfrom,
     recvmsg,
+    sendmmsg,
     sendto,
     write,
 )
@@ -48,7 +50,7 @@ from netio.message import (
 )
 from netio.port import FRAME_ROOM, PortFlag, PortTables
 from netio.slow import divert, is_slow
-from softrnic.jit import addr_of, i64, inline, ld8, ld16, ld32, ld64, memcpy, st8, st16, st32, st64
+from softrnic.jit import addr_of, i64, inline, ld8, ld16, ld32, ld64, memcpy, memset, st8, st16, st32, st64
 from softrnic.layout import FRAME_HEADROOM, FRAME_LINEAR, FRAME_STRIDE, FrameRing
 
 #   virtio_net_hdr, little-endian on every machine we run on
@@ -63,6 +65,12 @@ UDP_CSUM_OFFSET = 6
 
 # linux/if_packet.h: struct tpacket_auxdata is status, len, snaplen u32, mac, net, vlan_tci, vlan_tpid u16
 _SOL_PACKET, _PACKET_AUXDATA, _TP_STATUS_VLAN_VALID = 263, 8, 0x10
+
+# struct mmsghdr: msghdr (name, namelen, iov, iovlen, ...), then the length sent; struct iovec. Behind them our own
+# table of how many packets each frame has.
+_MMSGHDR, _AT_IOV, _AT_IOVLEN, _IOVEC = 64, 16, 24, 16
+TX_BATCH = 16  # frames per system call
+_AT_IOVECS, _AT_COUNTS = TX_BATCH * _MMSGHDR, TX_BATCH * (_MMSGHDR + _IOVEC)
 
 TX_TRIES = 4  # a full device queue is retried at once this often, then the frame is lost, as on any wire
 
@@ -156,10 +164,14 @@ def _take(pt: PortTables, frame: Any, slab: int, off: int, length: int) -> int:
 
 @inline
 def fd_send(pt: PortTables, tx: FrameRing, n: int) -> int:
-    """Write frames 0..n-1; what does not go out now is dropped and counted."""
+    """Write frames 0..n-1; what does not go out now is dropped and counted.
+
+    A socket takes several frames by one call, a tap one.
+    """
     port = pt.port[0]
     slab = addr_of(tx.slab)
-    sent = 0
+    most = TX_BATCH if i64(port["flags"]) & PortFlag.SOCKET.value else 1
+    sent = batch = 0
     for i in range(n):
         frame = tx.frames[i]
         addr = slab + i64(frame["off"])
@@ -172,10 +184,59 @@ def fd_send(pt: PortTables, tx: FrameRing, n: int) -> int:
         if seg > 0 and udp < 0:
             port["tx_errors"] += 1
         elif seg > 0 and i64(port["flags"]) & PortFlag.OFFLOAD.value == 0:
-            sent += _send_split(pt, addr, udp, payload, seg)
+            sent += _flush(pt, batch) + _send_split(pt, addr, udp, payload, seg)
+            batch = 0
         else:
             _vnet_header(addr, udp, length, seg)
-            sent += _write_frame(port, addr, length, max(1, (payload + seg - 1) // seg) if seg else 1)
+            _add(pt, batch, addr, length, max(1, (payload + seg - 1) // seg) if seg else 1)
+            batch += 1
+            if batch == most:
+                sent += _flush(pt, batch)
+                batch = 0
+    return sent + _flush(pt, batch)
+
+
+@inline
+def _add(pt: PortTables, i: int, addr: int, length: int, segments: int) -> None:
+    """Frame i of a batch, with its virtio-net header."""
+    message = addr_of(pt.aux) + AUX_TX
+    iovec = message + _AT_IOVECS + i * _IOVEC
+    st64(iovec, addr - VNET_BYTES)
+    st64(iovec + 8, VNET_BYTES + length)
+    st64(message + _AT_COUNTS + 8 * i, segments)
+
+
+@inline
+def _flush(pt: PortTables, batch: int) -> int:
+    """Send a batch; how many went out. A frame that is refused is given up, those behind it are not."""
+    port = pt.port[0]
+    message = addr_of(pt.aux) + AUX_TX
+    iovecs = message + _AT_IOVECS
+    if batch == 1:
+        return _write_frame(port, ld64(iovecs) + VNET_BYTES, ld64(iovecs + 8) - VNET_BYTES, ld64(message + _AT_COUNTS))
+    memset(message, 0, batch * _MMSGHDR)
+    for i in range(batch):
+        st64(message + i * _MMSGHDR + _AT_IOV, iovecs + i * _IOVEC)
+        st64(message + i * _MMSGHDR + _AT_IOVLEN, 1)
+    done, sent, tries = 0, 0, TX_TRIES
+    while done < batch:
+        got = i64(sendmmsg(i64(port["fd"]), message + done * _MMSGHDR, batch - done, MSG_DONTWAIT))
+        for i in range(done, done + max(0, got)):
+            port["tx_segments"] += ld64(message + _AT_COUNTS + 8 * i)
+            port["tx_bytes"] += ld64(iovecs + i * _IOVEC + 8) - VNET_BYTES
+        if got > 0:
+            done, sent, tries = done + got, sent + got, TX_TRIES
+            continue
+        full = errno() in (EAGAIN, ENOBUFS, EINTR)
+        tries -= 1
+        if full and tries:
+            continue
+        if full:
+            port["tx_drops"] += 1
+        else:
+            port["tx_errors"] += 1
+        done, tries = done + 1, TX_TRIES
+    port["tx_frames"] += sent
     return sent
 
 

@@ -38,7 +38,7 @@ class PortFlag(IntFlag):
     OFFLOAD = 1  # takes super-frames; without it the port's kernel splits them
     DIVERT  = 2  # ARP and neighbour discovery go to the slow ring, not to the engine
     VLAN    = 4  # a packet socket that is told of VLAN tags, and has them put back
-    SOCKET  = 8  # the descriptor is one, and takes send and recv, which are quicker than write and read
+    SOCKET  = 8  # the descriptor is one: send and recv are quicker than write and read, and sendmmsg than both
     # fmt: on
 
 

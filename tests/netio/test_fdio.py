@@ -30,14 +30,14 @@ def tx_room(pt: PortTables) -> int:
     return port_tx_room(pt)
 
 
-@pytest.fixture
-def wire() -> Iterator[tuple[BarePort, socket.socket]]:
+@pytest.fixture(params=[0, PortFlag.SOCKET], ids=["any descriptor", "a socket"])
+def wire(request: pytest.FixtureRequest) -> Iterator[tuple[BarePort, socket.socket]]:
     """A port with offload, and the other side of its descriptor."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     for sock in (ours, theirs):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 200_000)
     tables = make_tables(Kind.FD, fd=ours.detach(), wake_fd=new_eventfd(), mtu=4200)
-    tables.port["flags"] = PortFlag.OFFLOAD
+    tables.port["flags"] = PortFlag.OFFLOAD | request.param
     with BarePort("test", tables=tables, caps=SUPER_FRAMES, mac=bytes(6)) as port, theirs:
         yield port, theirs
 
@@ -128,7 +128,7 @@ def test_a_super_frame_that_is_no_udp_is_refused(wire) -> None:
 def test_without_offload_packets_go_out_singly(wire, payload: int, seg: int) -> None:
     """In place, so segments shorter than the headers that move over them are the hard case."""
     port, theirs = wire
-    port.tables.port["flags"] = 0
+    port.tables.port["flags"] &= ~PortFlag.OFFLOAD
     frame = roce(pattern(payload), ip_id=7)
     assert send(port, (frame, seg)) == 1
     assert written(theirs) == [(plain(packet), packet) for packet in naive.split(frame, seg)]
@@ -137,7 +137,7 @@ def test_without_offload_packets_go_out_singly(wire, payload: int, seg: int) -> 
 
 def test_without_offload_ipv6_still_leaves_the_checksum_to_the_kernel(wire) -> None:
     port, theirs = wire
-    port.tables.port["flags"] = 0
+    port.tables.port["flags"] &= ~PortFlag.OFFLOAD
     frame = roce(pattern(250), version=6, vlan=9)
     send(port, (frame, 100))
     messages = written(theirs)

@@ -65,8 +65,8 @@ class Receiver:
 
     name: str
     features: tuple[str, ...] = ()
-    guard: bool = True
-    """The raw port holds UDP port 4791 with a socket that asks for GRO."""
+    shielded: bool = True
+    """And with it a UDP socket that asks for GRO."""
     hold_ns: int = 0
 
     def prepare(self, ns: Namespace) -> None:
@@ -81,11 +81,11 @@ class Receiver:
 
 RECEIVERS = (
     Receiver("nothing"),
-    Receiver("nothing, no guard", guard=False),
+    Receiver("nothing, no shield", shielded=False),
     Receiver("GRO", (_GRO,)),
-    Receiver("GRO, no guard", (_GRO,), guard=False),
-    Receiver("GRO and forwarding, no guard", (_GRO, _FORWARDING), guard=False),
-    Receiver("GRO and list, no guard", (_GRO, _LIST), guard=False),
+    Receiver("GRO, no shield", (_GRO,), shielded=False),
+    Receiver("GRO and forwarding, no shield", (_GRO, _FORWARDING), shielded=False),
+    Receiver("GRO and list, no shield", (_GRO, _LIST), shielded=False),
     Receiver("GRO, held", (_GRO,), hold_ns=HOLD_NS),
 )
 
@@ -116,7 +116,7 @@ def coalesce(sender: Sender, receiver: Receiver, seconds: float) -> Coalesced:
     with two_namespaces() as ns:
         _set_features(ns[0], (*_TSO, "tx-udp-segmentation"), False)
         receiver.prepare(ns[1])
-        with packet_sockets(ns, guard=receiver.guard) as wire:
+        with packet_sockets(ns, shielded=receiver.shielded) as wire:
             if sender.v6:
                 wire.addresses = ("fd00::1", "fd00::2")
             return _flood(wire, sender, seconds)

@@ -21,6 +21,7 @@ from benchlib import moving
 from benchlib.frames import Flow
 from benchlib.moving import Way
 from ebpf.rules import Rule
+from ebpf.shield import shield
 from ebpf.steering import Mode, Steering
 from netio import memory, netns, raw, tap, udp
 from netio.bare import BarePort
@@ -88,13 +89,15 @@ def two_namespaces(*, addresses: bool = False) -> Iterator[tuple[netns.Namespace
 
 
 @contextlib.contextmanager
-def packet_sockets(ns: tuple[netns.Namespace, netns.Namespace], *, guard: bool = True) -> Iterator[Wire]:
-    """AF_PACKET sockets on the two ends of a veth pair."""
+def packet_sockets(ns: tuple[netns.Namespace, netns.Namespace], *, shielded: bool = True) -> Iterator[Wire]:
+    """AF_PACKET sockets on the two ends of a veth pair, whose hosts are kept from answering, or not."""
     with contextlib.ExitStack() as stack:
         ports = []
         for space in ns:
             with space.entered():
-                ports.append(stack.enter_context(raw.open_raw("eth0", guard=guard)))
+                ports.append(stack.enter_context(raw.open_raw("eth0")))
+                if shielded:
+                    stack.enter_context(shield("eth0"))
         yield Wire(*ports)
 
 
