@@ -13,6 +13,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 
 from netio import netdev, netns, tap
 from netio.arp import NeighbourPort, Neighbours
+from netio.header import ETH_IPV6
 from netio.netns import Namespace
 from netio.port import Ready
 from netio.tap import TapPort
@@ -141,8 +142,10 @@ def test_a_tap_that_is_down_is_an_error(ns: Namespace) -> None:
     with port:
         with ns.netlink() as ipr:
             ipr.link("set", index=ipr.link_lookup(ifname="tap0")[0], state="down")
+        before = drain(port)  # what the kernel sent while it was up: it looks for other users of its address
         assert exchange(port, port, [(between(port, port, b"x"), 0)]) == []
         assert port.counters()["tx_errors"] == 1
+        assert all(Ether(frame).type == ETH_IPV6 for frame, _ in before)
 
 
 def test_the_device_goes_with_the_port(ns: Namespace) -> None:
