@@ -54,7 +54,7 @@ def shield(ifname: str, *, vlan: bool = False) -> Shield:
 
 
 class ProgramShield:
-    """The steering program, and a socket behind it that gets nothing: GRO merges packets for a socket that asks for it."""
+    """The steering program, and a socket behind it that gets nothing: only for one that asks does GRO merge packets."""
 
     def __init__(self, steering: Steering) -> None:
         self.how = steering.how
