@@ -86,6 +86,18 @@ def print_scale(out: Console, results: Results) -> None:
     print_pairs(out, {**results["regions"], **results["idle"]})
 
 
+def print_polling(out: Console, results: list[Results]) -> None:
+    """Processor time and latency by rate."""
+    title = "64-byte READs at a rate, by how long an idle NIC polls"
+    table = _table(title, "polling", "asked for, 1/s", "reached", "processor, each NIC", "median, us", "99 %, us")
+    for row in results:
+        table.add_row(
+            row["polling"], str(row["rate"]), f"{row['reached']:.0f}", f"{row['cpu']:.1%}", f"{row['p50_us']:.1f}",
+            f"{row['p99_us']:.1f}",
+        )  # fmt: skip
+    out.print(table)
+
+
 def print_pairs(out: Console, results: Results) -> None:
     """Figures by name."""
     table = _table("", "", "")
@@ -96,8 +108,8 @@ def print_pairs(out: Console, results: Results) -> None:
 
 
 PRINTERS = {
-    "table": print_table, "cost": print_cost, "loss": print_loss, "scale": print_scale, "start": print_pairs,
-    "limits": print_pairs, "ports": print_pairs,
+    "table": print_table, "cost": print_cost, "loss": print_loss, "scale": print_scale, "polling": print_polling,
+    "start": print_pairs, "limits": print_pairs, "ports": print_pairs,
 }  # fmt: skip
 
 
