@@ -67,6 +67,14 @@ def test_goodput_comes_near_the_bound(test: str, loss: float, share: float) -> N
     assert min(ratios) > 0.4  # no collapse
 
 
+@pytest.mark.jit_only
+@pytest.mark.parametrize("test", list(TESTS))
+@pytest.mark.parametrize("service_us", [20, 120, 300, 1000])
+def test_a_slow_peer_that_loses_nothing_is_not_asked_twice(test: str, service_us: int) -> None:
+    """It takes longer over a packet than a round trip lasts; asked for all again each time, it would never end."""
+    assert goodput(test, 0.0, messages=1, service_ns=1000 * service_us).retransmitted < 0.05
+
+
 def test_curves_keep_their_points() -> None:
     root = ET.fromstring(svg.lines("t", {"a": [(1, 1.0), (10, 2.0)], "b": [(1, 0.5), (10, 0.1)]}, "x", "y"))
     drawn = [len((line.get("points") or "").split()) for line in root.iter(f"{SVG}polyline")]

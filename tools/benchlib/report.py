@@ -69,10 +69,13 @@ def print_cost(out: Console, results: Results) -> None:
 def print_loss(out: Console, results: list[Results]) -> None:
     """Goodput beside the bound."""
     title = "goodput over a lossy 25 Gb/s link, 100 us round trip, PMTU 4096"
-    table = _table(title, "", "loss", "Gb/s", "bound", "ratio")
+    table = _table(title, "", "loss", "mean, Gb/s", "lowest-highest", "bound", "ratio")
     for row in results:
         gbps, best = row["gbps"], row["bound_gbps"]
-        table.add_row(row["test"], f"{row['loss']:.1%}", f"{gbps:.2f}", f"{best:.2f}", f"{gbps / best:.2f}")
+        table.add_row(
+            row["test"], f"{row['loss']:.1%}", f"{gbps:.2f}", f"{row['lowest']:.2f}-{row['highest']:.2f}",
+            f"{best:.2f}", f"{gbps / best:.2f}",
+        )  # fmt: skip
     out.print(table)
 
 
