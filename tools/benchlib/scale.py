@@ -116,7 +116,7 @@ def many_regions(wire: str, *, count: int = 100_000, messages: int = 200_000) ->
 
 
 def idle(wire: str, *, seconds: float = 2.0, wakes: int = 50) -> dict[str, float]:
-    """Share of a processor that two idle NICs use, and how long a READ takes that finds everything asleep, us."""
+    """Share of a processor that an idle NIC uses, and how long a READ takes that finds everything asleep, us."""
     with fabric(wire) as hosts:
         many = Many(hosts, 64)
         many.grow(1)

@@ -17,7 +17,7 @@ from benchlib.scale import Many
 from netio.libc import ppoll, read, write
 from softrnic.control.fabric import fabric
 from softrnic.control.pump import monotonic_ns, pump_once
-from softrnic.jit import addr_of, full_fence, i64, inline, kernel, ld8, ld_acq64, pause, st32, st64, st_rel64
+from softrnic.jit import addr_of, full_fence, i64, inline, kernel, ld_acq64, pause, st32, st64, st_rel64
 from softrnic.layout import ENGINE
 from softrnic.qp.queues import poll_count, post_one_sided, publish
 from softrnic.spec import SendFlags, WrOpcode
@@ -40,9 +40,9 @@ def _idle(scratch):
 
 @inline
 def _until_awake(ctl, asleep, begun):
-    """When the byte at `asleep` has become 0."""
+    """When the word at `asleep` has become 0."""
     now = monotonic_ns(ctl)
-    while ld8(asleep) != 0 and now - begun < _GIVE_UP_NS:
+    while ld_acq64(asleep) != 0 and now - begun < _GIVE_UP_NS:
         pause()
         now = monotonic_ns(ctl)
     return now
@@ -56,7 +56,7 @@ def _by_doorbell(engs, ctl, scratch, wake_fd, qp_index, local, lkey, remote, rke
     asleep = addr_of(engs) + _ASLEEP
     for i in range(len(times)):
         _idle(scratch)
-        while ld8(asleep) == 0:
+        while ld_acq64(asleep) == 0:
             pause()
         st64(addr_of(scratch) + 16, 1)
         begun = monotonic_ns(ctl)
@@ -77,7 +77,7 @@ def _by_frame(engs, pt, rx, tx, ctl, peers, scratch, qp_index, local, lkey, remo
     asleep = addr_of(peers) + _ASLEEP
     for i in range(len(times)):
         _idle(scratch)
-        while ld8(asleep) == 0:
+        while ld_acq64(asleep) == 0:
             pause()
         begun = monotonic_ns(ctl)
         post_one_sided(eng, eng["qps"][qp_index], _WRITE, _SIGNALED, i, local, SIZE, lkey, remote, rkey)
@@ -109,6 +109,8 @@ def _waker(fd, words, ctl, scratch, times):
     """The other side of it."""
     for i in range(len(times)):
         _idle(scratch)
+        while ld_acq64(addr_of(words)) == 0:
+            pause()
         st64(addr_of(scratch) + 16, 1)
         begun = monotonic_ns(ctl)
         write(fd, addr_of(scratch) + 16, 8)
