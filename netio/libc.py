@@ -55,6 +55,7 @@ sendmmsg = _function("sendmmsg", "int", 4)
 sendto = _function("sendto", "ssize_t", 6)
 ppoll = _function("ppoll", "int", 4)
 ioctl = _function("ioctl", "int", 3)
+sched_yield = _function("sched_yield", "int", 0)
 
 if JIT:
     _errno_location = types.ExternalFunction("__errno_location", types.int64())

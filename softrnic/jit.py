@@ -19,7 +19,7 @@ import platform
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -35,6 +35,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _IMPORT = re.compile(r"^\s*(?:from|import)\s+((?:softrnic|netio|ebpf)[\w.]*)(?:\s+import\s+(\(?[\w, ]*))?", re.M)
 
 
+@functools.cache
 def _module_file(module: str) -> Path | None:
     """Source of a module of this distribution."""
     base = _ROOT.joinpath(*module.split("."))
@@ -45,20 +46,26 @@ def _module_file(module: str) -> Path | None:
 
 
 @functools.cache
-def _closure(file: Path) -> frozenset[Path]:
+def _imports(file: Path) -> frozenset[Path]:
+    """The source files of ours that one imports."""
+    found: set[Path | None] = set()
+    for name, items in _IMPORT.findall(file.read_text()):
+        found.add(_module_file(name))
+        names = [item.strip() for item in items.strip("( ").split(",") if item.strip()]
+        found.update(_module_file(f"{name}.{item}") for item in names)
+    return frozenset(path for path in found if path is not None)
+
+
+def _closure(file: Path) -> set[Path]:
     """A source file, and every one of ours that it imports, directly or not."""
-    found: dict[Path, None] = {}
-    todo: list[Path | None] = [file]
+    found: set[Path] = set()
+    todo = [file]
     while todo:
         path = todo.pop()
-        if path is None or path in found:
-            continue
-        found[path] = None
-        for name, items in _IMPORT.findall(path.read_text()):
-            todo.append(_module_file(name))
-            names = [item.strip() for item in items.strip("( ").split(",") if item.strip()]
-            todo.extend(_module_file(f"{name}.{item}") for item in names)
-    return frozenset(found)
+        if path not in found:
+            found.add(path)
+            todo += _imports(path)
+    return found
 
 
 @functools.cache
@@ -82,8 +89,20 @@ def kernel(fn: F) -> F:
 
 def inline(fn: F) -> F:
     """Helper called by kernels; LLVM decides about inlining (always, for small ones)."""
-    compiled: F = njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(fn)
-    return compiled
+    compiled: Any = njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(fn)
+    if JIT:
+        _widen_literals(compiled)
+    return cast(F, compiled)
+
+
+def _widen_literals(compiled: Any) -> None:
+    """A constant argument is an argument: numba would compile the helper, and all it calls, once more for each."""
+    template = compiled.get_call_template
+
+    def widened(args: Any, kws: Any) -> Any:
+        return template([types.unliteral(a) for a in args], {name: types.unliteral(a) for name, a in kws.items()})
+
+    compiled.get_call_template = widened
 
 
 # Widen a field of a record to a signed 64-bit integer: kernels compute in nothing else, so that no unsigned or

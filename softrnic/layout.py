@@ -302,7 +302,7 @@ QP = _record(
         ("ssthresh", "i4"),  # below it cwnd grows by one per acknowledged packet
         ("rtt_psn", "u4"),  # packet whose acknowledgement is being timed
         ("rtt_valid", "u1"),
-        ("probes", "u1"),  # timer expiries since the last progress
+        ("probes", "u1"),  # timer expiries since a round trip was last timed
         ("probe", "u1"),  # Probe
         ("rtt_at", "i8"),  # ns, when it was sent
         ("srtt", "i8"),  # ns, smoothed round trip; 0: not known

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 from benchlib import svg  # noqa: E402
 from benchlib.cases import cases_of  # noqa: E402
 from benchlib.loss import LOSSES, TESTS, bound, goodput  # noqa: E402
+from benchlib.polling import LIMITS, RATES  # noqa: E402
 
 from softrnic.jit import JIT  # noqa: E402
 
@@ -29,11 +30,12 @@ def test_every_part(tmp_path: Path) -> None:
     done = subprocess.run([*command, "--plots", str(plots)], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())
-    assert set(results) == {"wire", "runs", "table", "cost", "scale", "loss", "ports", "start", "limits"}
+    assert set(results) == {"wire", "runs", "table", "cost", "scale", "polling", "loss", "ports", "start", "limits"}
     assert set(results["table"]["softrnic"]) == {case.name for case in cases_of("memory", "")}
     assert all(len(samples) == 1 and samples[0] > 0 for samples in results["table"]["softrnic"].values())
     assert {row["name"] for row in results["cost"]["memory"]} >= {"WRITE 64 B", "SEND 1 MiB, PMTU 4096"}
     assert set(results["scale"]["QPs"]) == {"1", "16"}
+    assert {(row["polling"], row["rate"]) for row in results["polling"]} == {(p, r) for p in LIMITS for r in RATES}
     assert [(row["test"], row["loss"]) for row in results["loss"]] == [(t, p) for t in TESTS for p in LOSSES]
     assert {"import softrnic, beyond Python", "softrnic --help"} <= set(results["start"])
     assert "ratio" in done.stdout
@@ -63,6 +65,14 @@ def test_goodput_comes_near_the_bound(test: str, loss: float, share: float) -> N
     ratios = [goodput(test, loss, messages=20, seed=seed).ratio for seed in range(1, 7)]
     assert sum(ratios) / len(ratios) > share
     assert min(ratios) > 0.4  # no collapse
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("test", list(TESTS))
+@pytest.mark.parametrize("service_us", [20, 120, 300, 1000])
+def test_a_slow_peer_that_loses_nothing_is_not_asked_twice(test: str, service_us: int) -> None:
+    """It takes longer over a packet than a round trip lasts; asked for all again each time, it would never end."""
+    assert goodput(test, 0.0, messages=1, service_ns=1000 * service_us).retransmitted < 0.05
 
 
 def test_curves_keep_their_points() -> None:

@@ -18,9 +18,9 @@ from pyroute2.netlink.exceptions import NetlinkError
 from netio import memory, netns, raw, tap
 from netio.port import Port
 from netio.switch import MemorySwitch
+from softrnic.control import SPIN_NS
 from softrnic.control import host as hosts
 from softrnic.control.host import Host, Wrap
-from softrnic.control.nic import SPIN_NS
 from softrnic.errors import IoError
 
 WIRES = ("memory", "veth", "tap", "udp")

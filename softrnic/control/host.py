@@ -19,8 +19,9 @@ from netio.arp import NeighbourPort, Neighbours
 from netio.bare import BarePort
 from netio.neigh import LinkInfo
 from netio.port import Port
+from softrnic.control import SPIN_NS
 from softrnic.control.function import Directory, Function, IpInterface, Presence
-from softrnic.control.nic import SPIN_NS, Nic
+from softrnic.control.nic import Nic
 from softrnic.errors import IoError
 from softrnic.verbs import Device, VerbsError
 from softrnic.verbs.address import Gid, IpAddress

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from netio.port import Port, PortTables
+from softrnic.control import SPIN_NS
 from softrnic.control.pump import CTL_PAUSE, CTL_STOP, make_ctl, run_pump
 from softrnic.errors import IoError
 from softrnic.layout import FrameRing, make_ring
@@ -28,7 +29,6 @@ from softrnic.verbs import Device
 
 RX_SLOTS = 8
 TX_SLOTS = 8
-SPIN_NS = 50_000
 FAR_FUTURE_NS = 1 << 62
 IPV6_UDP_BTH_BYTES = 40 + 8 + 12 + 28 + 4  # the longest headers of a packet with payload, less what never coincides
 
@@ -40,7 +40,7 @@ def active_mtu(link_mtu: int) -> int:
 
 
 class Nic:
-    """Drives `device` over `port` until closed. `spin_ns`: how long it polls before it sleeps."""
+    """Drives `device` over `port` until closed. `spin_ns`: how long it polls, at most, before it sleeps."""
 
     def __init__(self, device: Device, port: Port, *, spin_ns: int = SPIN_NS) -> None:
         self.device = device
@@ -107,6 +107,10 @@ class Nic:
         """Keep the pump on one processor."""
         if cpu is not None and cpu in os.sched_getaffinity(0):
             os.sched_setaffinity(self._thread.native_id or 0, {cpu})
+
+    def cpu_ns(self) -> int:
+        """Processor time that the pump has taken so far."""
+        return time.clock_gettime_ns(time.pthread_getcpuclockid(self._thread.ident or 0))
 
     def _kick(self) -> None:
         """A doorbell was rung: wake the pump if it sleeps."""

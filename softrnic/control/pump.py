@@ -10,6 +10,8 @@ import numpy as np
 from numba import types
 
 from netio.kernels import port_recv, port_send, port_slow_waiting, port_tx_room, port_wait
+from netio.libc import sched_yield
+from softrnic.control.spin import next_budget
 from softrnic.engine import expire_timers, has_work, receive_burst, transmit_burst
 from softrnic.jit import addr_of, full_fence, i64, inline, kernel, ld64, ld_acq64, pause
 from softrnic.qp.timer import next_deadline
@@ -18,10 +20,12 @@ from softrnic.qp.timer import next_deadline
 CTL_PAUSE = 0  # how many want the engine to stand still
 CTL_STOP = 1
 CTL_CLOCK = 2  # two words: struct timespec
+CTL_SPIN = 5  # how long the pump now looks before it sleeps, ns; word 4 is the programs'
 CTL_WORDS = 8
 
 CLOCK_MONOTONIC = 1
 MAX_SLEEP_NS = 1_000_000_000
+YIELD_NS = 5_000  # having found nothing for so long, let others have the processor while we look
 
 _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.int64))
 
@@ -76,7 +80,7 @@ def _sleep(eng, pt, now, until):
 def run_pump(engs, pt, rx, tx, ctl, spin_ns, until):
     """Pump until CTL_PAUSE or CTL_STOP is set, or there is something for Python to do, at `until` (ns) at the latest.
 
-    `spin_ns`: how long to look again and again before going to sleep.
+    `spin_ns`: how long, at most, to look again and again before going to sleep.
     """
     eng = engs[0]
     words = addr_of(ctl)
@@ -84,15 +88,17 @@ def run_pump(engs, pt, rx, tx, ctl, spin_ns, until):
     while True:
         now = monotonic_ns(ctl)
         if pump_once(eng, pt, rx, tx, now):
+            ctl[CTL_SPIN] = next_budget(ctl[CTL_SPIN], now - last, spin_ns)
             last = now
         wanted = ld_acq64(words + 8 * CTL_PAUSE) != 0 or ld_acq64(words + 8 * CTL_STOP) != 0
         if wanted or i64(eng["event_cons"]) != i64(eng["event_prod"]) or port_slow_waiting(pt) or now >= until:
             # what arrived is acknowledged before anybody who heard of it can end the QP
             _send(eng, pt, tx, now)
             return
-        if now - last > spin_ns:
+        if now - last > ctl[CTL_SPIN]:
             _sleep(eng, pt, now, until)
-            last = monotonic_ns(ctl)
+        elif now - last > YIELD_NS:
+            sched_yield()
         else:
             pause()
 

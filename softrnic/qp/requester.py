@@ -48,6 +48,8 @@ from softrnic.wire.headers import (
     put_reth,
 )
 
+FIRST_ASKED = 4  # packets that share a request for an acknowledgement, while no round trip is known
+
 # What one call of `send_requests` ended with.
 IDLE = 0  # nothing more to do until something happens
 MORE = 1  # the QP's turn is over, or the ring is full: schedule it again
@@ -282,6 +284,16 @@ def _may_send(qp, wqe):
 
 
 @inline
+def _ask_every(qp):
+    """How many packets share a request for an acknowledgement: few enough that the window never runs dry.
+
+    Fewer while no round trip is known, as then only the local ACK timeout helps against some losses.
+    """
+    most = max(1, i64(qp["cwnd"]) >> 2)
+    return most if i64(qp["srtt"]) else min(most, FIRST_ASKED)
+
+
+@inline
 def _note_sent(eng, qp, psn, npsn, ackreq):
     """Book-keeping of a packet that went out (or a READ request that stands for npsn of them)."""
     if qp["una_psn"] == qp["req_hi_psn"]:
@@ -419,10 +431,9 @@ def _send_data(eng, tx, qp, qp_index, wqe, index):
     elif qp["type"] == QpType.UC:
         service = 0x20
     else:
-        # ask often enough that the window never runs dry, and at the end of what is posted
         unacked = i64(qp["unacked_req"]) + 1
         ackreq = last and ((i64(wqe["flags"]) & _SIGNALED) != 0 or qp["sq_sig_all"] != 0)
-        ackreq = ackreq or unacked >= max(1, i64(qp["cwnd"]) >> 2) or (last and _must_ask(eng, qp, index))
+        ackreq = ackreq or unacked >= _ask_every(qp) or (last and _must_ask(eng, qp, index))
         ackreq = ackreq or (qp["credits_valid"] != 0 and psn_diff(i64(qp["limit_ssn"]), i64(wqe["ssn"])) < 8)
         qp["unacked_req"] = 0 if ackreq else unacked
     se = 1 if last and (i64(wqe["flags"]) & _SOLICITED) else 0

@@ -16,7 +16,7 @@ from softrnic.spec import RNR_RETRY_INFINITE, RNR_TIMER_US, QpState, WcStatus, W
 
 CWND_MIN = 16  # packets
 PROBE_ANSWER_MAX = 16  # packets a peer may be made to send twice on mere suspicion
-PROBE_MIN_NS = 100_000
+PROBE_MIN_NS = 50_000  # a peer that sleeps needs about that to wake up
 CWND_START = 256
 CWND_MAX = 1024
 
@@ -28,14 +28,24 @@ _RNR_NS = frozen([us * 1000 for us in RNR_TIMER_US], "i8")
 
 @inline
 def _probe_ns(qp):
-    """When to ask again: well before the local ACK timeout if the round trip is known, doubling each time."""
+    """How long an acknowledgement may take before we ask: about a round trip, if that is known, doubling each time."""
     full = 4096 << i64(qp["timeout"])
-    if i64(qp["srtt"]) == 0:
+    srtt = i64(qp["srtt"])
+    if srtt == 0:
         return full
-    rto = max(PROBE_MIN_NS, i64(qp["srtt"]) + 4 * i64(qp["rttvar"]))  # RFC 6298 (2.3)
-    if qp["gap_valid"]:
-        rto = max(PROBE_MIN_NS, 3 * i64(qp["rtt_min"]) >> 1)  # asked for already, and first in the peer's queue
+    rto = max(PROBE_MIN_NS, srtt + max(4 * i64(qp["rttvar"]), srtt >> 3))  # RFC 6298 (2.3)
     return min(full, rto << min(i64(qp["probes"]), 20))
+
+
+@inline
+def _probe_at(eng, qp):
+    """When to ask. The packet that is being timed was sent after the oldest one: if even its acknowledgement is
+    overdue, something is lost, whatever came in between. What has just come in is given an eighth of that to go on.
+    """
+    now, rto = i64(eng["now"]), _probe_ns(qp)
+    if qp["rtt_valid"] and qp["probes"] == 0 and i64(qp["srtt"]):
+        return max(i64(qp["rtt_at"]) + rto, now + (rto >> 3))
+    return now + rto
 
 
 @inline
@@ -72,7 +82,7 @@ def arm_ack_timer(eng, qp, qp_index):
     elif qp["timeout"]:
         due = i64(qp["progress_at"]) + (4096 << i64(qp["timeout"]))
         if _may_probe(eng, qp):
-            due = min(due, i64(eng["now"]) + _probe_ns(qp))
+            due = min(due, _probe_at(eng, qp))
         start_timer(eng, qp, qp_index, TimerKind.ACK, due)
 
 
@@ -85,9 +95,14 @@ def note_life(eng, qp, qp_index):
 
 @inline
 def _time_round_trip(eng, qp):
-    """Take a sample if the packet being timed is acknowledged; never of one sent twice (Karn)."""
+    """Take a sample if the packet being timed is acknowledged; never of one sent twice (Karn).
+
+    A sample, or a NAK, ends the doubling: a peer so slow that every packet is asked for again would else never be
+    known so.
+    """
     if qp["rtt_valid"] and psn_diff(i64(qp["una_psn"]), i64(qp["rtt_psn"])) > 0:
         qp["rtt_valid"] = 0
+        qp["probes"] = 0
         sample = max(1, i64(eng["now"]) - i64(qp["rtt_at"]))
         srtt = i64(qp["srtt"])
         qp["rtt_min"] = sample if i64(qp["rtt_min"]) == 0 else min(sample, i64(qp["rtt_min"]))
@@ -117,16 +132,31 @@ def _open_window(qp, npsn):
 
 
 @inline
+def _probe_answered(eng, qp, qp_index, npsn):
+    """The peer acknowledged `npsn` packets after a probe, and not all that was sent before it."""
+    if npsn == 1:
+        # only the probe was missing so far: what followed it is lost or thrown away, as a NAK on its way may say too
+        _shrink_window(qp)
+        rewind(eng, qp, qp_index)
+        qp["gap_valid"] = 1
+        qp["gap_psn"] = qp["una_psn"]
+        qp["unacked_req"] = CWND_MAX  # asks for an acknowledgement
+    elif qp["probes"] == 1:
+        # it may be a NAK that was lost, with all that it acknowledged: then the next packet is what the peer lacks
+        qp["probe"] = Probe.DUE
+        qp["probes"] = 2
+
+
+@inline
 def note_progress(eng, qp, qp_index, npsn):
     """The peer acknowledged `npsn` packets: budgets are whole again and the window opens."""
     qp["retry_left"] = qp["retry_cnt"]
     qp["rnr_left"] = qp["rnr_retry"]
     qp["gap_valid"] = 0
-    if qp["probe"] == Probe.SENT and npsn == 1 and qp["una_psn"] != qp["req_hi_psn"]:
-        _shrink_window(qp)  # only the probe was missing so far: what followed it is lost or thrown away
-        rewind(eng, qp, qp_index)
+    probed = qp["probe"] == Probe.SENT and qp["una_psn"] != qp["req_hi_psn"]
     qp["probe"] = Probe.NONE
-    qp["probes"] = 0
+    if probed:
+        _probe_answered(eng, qp, qp_index, npsn)
     qp["progress_at"] = eng["now"]
     if i64(qp["req_wait"]) > ReqWait.RNR:
         peer_is_awake(eng, qp, qp_index)
@@ -180,6 +210,7 @@ def _close_window(qp):
 @inline
 def sequence_retry(eng, qp, qp_index):
     """A response or a NAK shows a loss at una_psn: go back once per loss, at the cost of one retry (C9-142)."""
+    qp["probes"] = 0  # so the peer is not slow
     if qp["gap_valid"] and qp["gap_psn"] == qp["una_psn"]:
         return
     if qp["retry_left"] == 0:
@@ -194,15 +225,24 @@ def sequence_retry(eng, qp, qp_index):
 
 
 @inline
-def go_back(eng, qp, qp_index):
-    """Send again from una_psn on. By itself this spends no retry and leaves the local ACK timeout as it runs."""
-    _shrink_window(qp)
-    rewind(eng, qp, qp_index)
-    # The peer has said that it lacks this packet, so what acknowledges it was sent from now on: a round trip that can
-    # be timed. Where much is lost there is no other, as everything is sent more than once.
+def _time_from_now(eng, qp):
+    """The oldest packet is about to be sent again, and no earlier copy of it can be acknowledged."""
     qp["rtt_valid"] = 1
     qp["rtt_psn"] = qp["una_psn"]
     qp["rtt_at"] = eng["now"]
+
+
+@inline
+def go_back(eng, qp, qp_index):
+    """Send again from una_psn on. By itself this spends no retry and leaves the local ACK timeout as it runs."""
+    asked = qp["probe"] != Probe.NONE
+    _shrink_window(qp)
+    rewind(eng, qp, qp_index)
+    # The peer has said that it lacks this packet, so what acknowledges it was sent from now on: a round trip that can
+    # be timed. Where much is lost there is no other, as everything is sent more than once. Not after a probe, which
+    # the peer had not seen when it said so: its acknowledgement would come too soon.
+    if not asked:
+        _time_from_now(eng, qp)
     qp["unacked_req"] = CWND_MAX  # asks for an acknowledgement
     arm_ack_timer(eng, qp, qp_index)
 
@@ -275,12 +315,30 @@ def resume_rnr_wait(eng, qp, qp_index):
 
 
 @inline
+def _ask_early(eng, qp, qp_index):
+    """Send the oldest packet again, and only that: if the peer was merely slow, it is all that was in vain.
+
+    A peer that has said NAK is not slow: the packet it lacks is lost once more, and it throws away what follows. So all
+    of that is sent again, once.
+    """
+    qp["rtt_valid"] = 0  # of two copies, nobody knows which is acknowledged (Karn)
+    wants_data = _oldest_wants_data(eng, qp)
+    if qp["gap_valid"] and qp["probes"] == 0 and not wants_data:
+        rewind(eng, qp, qp_index)
+        qp["unacked_req"] = CWND_MAX  # asks for an acknowledgement
+        return
+    qp["probe"] = Probe.DUE
+    schedule(eng, qp, qp_index)
+    if not wants_data:
+        qp["gap_valid"] = 0  # a NAK is news again; what a late response shows is still the same gap
+
+
+@inline
 def expire(eng, qp, qp_index):
     """The QP's timer has run out.
 
-    Before the local ACK timeout is over this is only a probe: the oldest packet is sent again to learn where the peer
-    stands, and no retry is spent; if the peer was merely slow nothing else happens. When it is over, one retry is
-    spent and the requester goes back (9.9.1.1, C9-141).
+    Before the local ACK timeout is over this is only a probe, to learn where the peer stands, and no retry is spent.
+    When it is over, one retry is spent and the requester goes back (9.9.1.1, C9-141).
     """
     kind = i64(qp["timer"])
     stop_timer(qp)
@@ -313,9 +371,6 @@ def expire(eng, qp, qp_index):
         rewind(eng, qp, qp_index)
         qp["gap_valid"] = 0
     else:
-        qp["probe"] = Probe.DUE
-        schedule(eng, qp, qp_index)
-        if not _oldest_wants_data(eng, qp):
-            qp["gap_valid"] = 0  # a NAK is news again; what a late response shows is still the same gap
+        _ask_early(eng, qp, qp_index)
     qp["probes"] = min(200, i64(qp["probes"]) + 1)
     arm_ack_timer(eng, qp, qp_index)

@@ -113,3 +113,12 @@ def test_signals_are_handed_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     main(["pcap", os.devnull])
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("command", [["daemon"], ["perf", "read_lat"]])
+@pytest.mark.parametrize("text", ["-1", "nan", "soon", "1000001"])
+def test_no_time_to_spin(command: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*command, f"--spin={text}"])
+    assert end.value.code == 2
+    assert f"{text!r} is not a number of microseconds from 0 to 1000000" in capsys.readouterr().err

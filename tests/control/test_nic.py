@@ -37,11 +37,12 @@ def ends(wrap: Callable[[Port], Port] | None = None, *, spin_ns: int = 50_000, *
         yield a, b
 
 
-@pytest.fixture(params=["bare", "wrapped", "bare, no spinning"])
+@pytest.fixture(params=["bare", "wrapped", "bare, no spinning", "bare, no sleeping"])
 def pair(request: pytest.FixtureRequest) -> Iterator[Ends]:
-    """Over the compiled loop, over the one in Python, and always about to sleep."""
+    """Over the compiled loop, over the one in Python, always about to sleep, and never."""
     wrap = Middleware if request.param == "wrapped" else None
-    yield from ends(wrap, spin_ns=0 if "no" in request.param else 50_000)
+    spin_ns = {"bare, no spinning": 0, "bare, no sleeping": 1_000_000_000}.get(request.param, 50_000)
+    yield from ends(wrap, spin_ns=spin_ns)
 
 
 def send(a: Endpoint, b: Endpoint, text: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from softrnic.counters import C
+from softrnic.qp.requester import FIRST_ASKED
 from softrnic.verbs import Mtu, WcFlags, WrOpcode
 from tests.script.harness import PAGE, PEER_RKEY, PEER_VA, SIZE, Op, Script
 from tests.script.messages import KINDS, Kind, edges, packets
@@ -17,12 +18,13 @@ def send_message(s: Script, kind: Kind, length: int, psn: int, at: int = 0, imm:
     """Post one message, expect its packets, acknowledge it; the PSN after it."""
     s.post(kind.wr, length, at, wr_id=9, imm=imm)
     parts = packets(kind, length, s.pmtu)
-    for part in parts:
+    for i, part in enumerate(parts):
         fields = {"va": PEER_VA, "rkey": PEER_RKEY, "dmalen": length} if kind.write and part.first else {}
         if kind.tail and part.last:
             fields[kind.tail] = imm
         payload = s.memory(at + part.start, part.end - part.start)
-        s.expect(part.op, psn=psn, ackreq=int(part.last), se=0, payload=payload, **fields)
+        asks = part.last or i % FIRST_ASKED == FIRST_ASKED - 1  # no round trip is known yet
+        s.expect(part.op, psn=psn, ackreq=int(asks), se=0, payload=payload, **fields)
         psn = psn + 1 & 0xFFFFFF
     s.expect_nothing()
     s.nothing_completed()

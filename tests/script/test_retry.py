@@ -273,7 +273,7 @@ def test_what_is_sent_again_asks_for_an_answer() -> None:
         s.post(SEND, 8 * 256, wr_id=0)
         s.flush_wire()
         s.nak(102, Nak.PSN_SEQUENCE_ERROR)
-        assert [p.ackreq for p in s.flush_wire()] == [1, 0, 0, 0, 0, 1]
+        assert [p.ackreq for p in s.flush_wire()] == [1, 0, 0, 0, 1, 1]  # and the fourth, see FIRST_ASKED
         s.advance(30 * US)
         s.ack(102)
         assert int(s.qp.record["srtt"]) == int(s.qp.record["rtt_min"]) == 30 * US
@@ -301,6 +301,101 @@ def test_the_window_shrinks_when_a_queue_lost_it(late: bool) -> None:
         s.ack(110)
         s.sent(9)
         s.sent(10)
+
+
+# --- asking before the local ACK timeout ----------------------------------------------------------------------
+
+RTT = 100 * US
+ASKED = RTT + 4 * (RTT // 2) + 2 * TICK  # RFC 6298 after one sample, and the timer's ticks
+
+
+def begun(s: Script) -> None:
+    """One message there and back, so that the round trip is known; then five packets are under way, 101 to 105."""
+    s.post(SEND, 1, wr_id=0)
+    s.flush_wire()
+    s.advance(RTT)
+    s.ack(100)
+    s.sent(0)
+    s.post(SEND, 5 * 256, wr_id=1)
+    assert sent_psns(s) == [101, 102, 103, 104, 105]
+
+
+def finished(s: Script, **counts: int) -> None:
+    """All of it arrives in the end, and no retry was spent."""
+    s.ack(105)
+    s.sent(1)
+    assert s.qp.record["retry_left"] == s.qp.record["retry_cnt"]
+    assert {name: s.count(C[name]) for name in counts} == counts
+
+
+def test_a_lost_answer_is_asked_for_with_one_packet() -> None:
+    with Script() as s:
+        begun(s)
+        s.advance(ASKED)
+        assert sent_psns(s) == [101]
+        finished(s, LOCAL_ACK_TIMEOUT_ERR=0, RETRANSMITTED_PKTS=1)
+
+
+def test_a_lost_nak_is_made_up_for() -> None:
+    """It would have acknowledged 101 and 102; the answer to the probe does, and shows that 103 must be asked for."""
+    with Script() as s:
+        begun(s)
+        s.advance(ASKED)
+        assert sent_psns(s) == [101]
+        s.advance(RTT)
+        s.ack(102)
+        assert sent_psns(s) == [103]
+        s.advance(RTT)
+        s.ack(103)
+        assert sent_psns(s) == [104, 105]
+        s.nak(104, Nak.PSN_SEQUENCE_ERROR)  # what came behind 102 at first: known already
+        s.expect_nothing()
+        finished(s, LOCAL_ACK_TIMEOUT_ERR=0)
+
+
+def test_a_lost_retry_goes_back_once_and_asks_from_then_on() -> None:
+    """The peer has said that it lacks 102; it throws away what follows until it has it."""
+    with Script() as s:
+        begun(s)
+        s.nak(102, Nak.PSN_SEQUENCE_ERROR)
+        assert sent_psns(s) == [102, 103, 104, 105]
+        left = int(s.qp.record["retry_left"])
+        s.advance(ASKED)
+        assert sent_psns(s) == [102, 103, 104, 105]
+        s.advance(2 * ASKED)
+        assert sent_psns(s) == [102]
+        assert s.qp.record["retry_left"] == left
+        finished(s, LOCAL_ACK_TIMEOUT_ERR=0)
+
+
+def test_a_nak_that_crosses_a_probe_is_no_round_trip() -> None:
+    """What acknowledges the probe comes soon after the NAK: taken for a round trip, it would be the shortest ever."""
+    with Script() as s:
+        begun(s)
+        s.advance(ASKED)
+        assert sent_psns(s) == [101]
+        s.nak(101, Nak.PSN_SEQUENCE_ERROR)
+        assert sent_psns(s) == [101, 102, 103, 104, 105]
+        s.advance(US)
+        s.ack(101)
+        assert s.qp.record["rtt_min"] == s.qp.record["srtt"] == RTT
+        finished(s)
+
+
+def test_a_slow_peer_is_asked_less_and_less() -> None:
+    """Every packet is acknowledged, long after it was asked for: the time until the next doubles all the same."""
+    with Script(timeout=14) as s:
+        begun(s)
+        s.advance(ASKED)
+        assert sent_psns(s) == [101]
+        for psn, due in ((101, 2), (102, 4), (103, 8)):
+            s.ack(psn)
+            s.flush_wire()
+            s.advance(due * ASKED - ASKED)
+            s.expect_nothing()
+            s.advance(ASKED + 2 * TICK)
+            assert sent_psns(s) == [psn + 1]
+        finished(s, LOCAL_ACK_TIMEOUT_ERR=0)
 
 
 def test_sequence_error_across_the_wrap() -> None:

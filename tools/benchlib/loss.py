@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import statistics
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,9 +82,14 @@ class _Side:
 
 
 class _Link:
-    """Both directions: serialised at a rate, delayed by half a round trip, each packet lost by chance."""
+    """Both directions: serialised at a rate, delayed by half a round trip, each packet lost by chance.
 
-    def __init__(self, loss: float, rate_gbps: float, rtt_ns: int, seed: int) -> None:
+    The responder's end takes `service_ns` per packet, and queues what it has not come to.
+    """
+
+    def __init__(self, loss: float, rate_gbps: float, rtt_ns: int, seed: int, service_ns: int) -> None:
+        self.service = (0, service_ns)
+        self.taken_at = [0, 0]
         self.rate, self.delay, self.loss = rate_gbps / 8, rtt_ns // 2, loss  # bytes per ns
         self.chance = np.random.default_rng(seed)
         self.order = itertools.count()
@@ -101,7 +108,8 @@ class _Link:
             side.free_at = max(side.free_at, now) + int(length / self.rate)
             if self.chance.random() >= self.loss:
                 data = side.tx.slab[off : off + length].tobytes()
-                heapq.heappush(self.flying, (side.free_at + self.delay, next(self.order), to, data))
+                self.taken_at[to] = max(self.taken_at[to], side.free_at + self.delay) + self.service[to]
+                heapq.heappush(self.flying, (self.taken_at[to], next(self.order), to, data))
 
 
 def _deliver(side: _Side, data: bytes, now: int) -> None:
@@ -137,14 +145,14 @@ def _post(sides: list[_Side], opcode: WrOpcode, size: int) -> None:
 
 def goodput(
     test: str, loss: float, *, messages: int, rate_gbps: float = RATE_GBPS, rtt_ns: int = RTT_NS, seed: int = 1,
-    depth: int = 16,
+    depth: int = 16, service_ns: int = 0,
 ) -> Goodput:  # fmt: skip
     """Run `messages` of 1 MiB through; checks that all completed and that the last arrived whole."""
     opcode = TESTS[test]
     sides = [_Side(which, MESSAGE) for which in range(2)]
     for which, side in enumerate(sides):
         side.connect(which, sides[1 - which])
-    link = _Link(loss, rate_gbps, rtt_ns, seed)
+    link = _Link(loss, rate_gbps, rtt_ns, seed, service_ns)
     now = start = 1_000_000
     posted = done = 0
     while done < messages:
@@ -177,6 +185,26 @@ def _counter(side: _Side, name: str) -> int:
     return int(side.device.counters()[name])
 
 
-def curve(messages: int) -> list[Goodput]:
-    """Every test at every loss."""
-    return [goodput(test, loss, messages=messages) for test in TESTS for loss in LOSSES]
+@dataclass(frozen=True)
+class Point:
+    """One test at one loss over several seeds: the mean, and how far single seeds are from it, Gb/s."""
+
+    test: str
+    loss: float
+    gbps: float
+    lowest: float
+    highest: float
+    bound_gbps: float
+
+
+def curve(messages: int, seeds: int) -> list[Point]:
+    """Every test at every loss, on all processors."""
+    points = [(test, loss) for test in TESTS for loss in LOSSES]
+    with ProcessPoolExecutor() as pool:
+        return list(pool.map(_point, points, itertools.repeat(messages), itertools.repeat(seeds)))
+
+
+def _point(where: tuple[str, float], messages: int, seeds: int) -> Point:
+    test, loss = where
+    rates = [goodput(test, loss, messages=messages, seed=seed).gbps for seed in range(1, seeds + 1)]
+    return Point(test, loss, statistics.mean(rates), min(rates), max(rates), bound(loss))

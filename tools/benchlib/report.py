@@ -77,10 +77,13 @@ def print_cost(out: Console, results: Results) -> None:
 def print_loss(out: Console, results: list[Results]) -> None:
     """Goodput beside the bound."""
     title = "goodput over a lossy 25 Gb/s link, 100 us round trip, PMTU 4096"
-    table = _table(title, "", "loss", "Gb/s", "bound", "ratio")
+    table = _table(title, "", "loss", "mean, Gb/s", "lowest-highest", "bound", "ratio")
     for row in results:
         gbps, best = row["gbps"], row["bound_gbps"]
-        table.add_row(row["test"], f"{row['loss']:.1%}", f"{gbps:.2f}", f"{best:.2f}", f"{gbps / best:.2f}")
+        table.add_row(
+            row["test"], f"{row['loss']:.1%}", f"{gbps:.2f}", f"{row['lowest']:.2f}-{row['highest']:.2f}",
+            f"{best:.2f}", f"{gbps / best:.2f}",
+        )  # fmt: skip
     out.print(table)
 
 
@@ -94,6 +97,18 @@ def print_scale(out: Console, results: Results) -> None:
     print_pairs(out, {**results["regions"], **results["idle"]})
 
 
+def print_polling(out: Console, results: list[Results]) -> None:
+    """Processor time and latency by rate."""
+    title = "64-byte READs at a rate, by how long an idle NIC polls"
+    table = _table(title, "polling", "asked for, 1/s", "reached", "processor, each NIC", "median, us", "99 %, us")
+    for row in results:
+        table.add_row(
+            row["polling"], str(row["rate"]), f"{row['reached']:.0f}", f"{row['cpu']:.1%}", f"{row['p50_us']:.1f}",
+            f"{row['p99_us']:.1f}",
+        )  # fmt: skip
+    out.print(table)
+
+
 def print_pairs(out: Console, results: Results) -> None:
     """Figures by name."""
     table = _table("", "", "")
@@ -104,8 +119,8 @@ def print_pairs(out: Console, results: Results) -> None:
 
 
 PRINTERS = {
-    "table": print_table, "cost": print_cost, "loss": print_loss, "scale": print_scale, "start": print_pairs,
-    "limits": print_pairs, "ports": print_pairs,
+    "table": print_table, "cost": print_cost, "loss": print_loss, "scale": print_scale, "polling": print_polling,
+    "start": print_pairs, "limits": print_pairs, "ports": print_pairs,
 }  # fmt: skip
 
 

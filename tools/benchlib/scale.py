@@ -45,7 +45,7 @@ def _round_robin(ea, pa, ra, ta, eb, pb, rb, tb, ctl, indices, local, lkey, remo
     return 0
 
 
-class _Many:
+class Many:
     """Two hosts and as many connected QP pairs as asked for; more are added, never taken away."""
 
     def __init__(self, hosts: tuple[Host, Host], size: int) -> None:
@@ -92,7 +92,7 @@ def many_qps(wire: str, *, counts: tuple[int, ...] = QP_COUNTS, size: int = 6553
     """Gb/s by number of active QPs, median of three."""
     found = {}
     with fabric(wire) as hosts:
-        many = _Many(hosts, size)
+        many = Many(hosts, size)
         for count in counts:
             many.grow(count)
             many.gbps(count, min(messages, 2 * count), size)
@@ -116,9 +116,9 @@ def many_regions(wire: str, *, count: int = 100_000, messages: int = 200_000) ->
 
 
 def idle(wire: str, *, seconds: float = 2.0, wakes: int = 50) -> dict[str, float]:
-    """Share of a processor that two idle NICs use, and how long a READ takes that finds everything asleep, us."""
+    """Share of a processor that an idle NIC uses, and how long a READ takes that finds everything asleep, us."""
     with fabric(wire) as hosts:
-        many = _Many(hosts, 64)
+        many = Many(hosts, 64)
         many.grow(1)
         time.sleep(0.2)
         start, wall = time.process_time(), time.monotonic()
@@ -131,7 +131,7 @@ def idle(wire: str, *, seconds: float = 2.0, wakes: int = 50) -> dict[str, float
     return {"share of a processor, one NIC": share / 2, "READ from sleep, four wake-ups, us": statistics.median(times)}
 
 
-def _read_us(many: _Many) -> float:
+def _read_us(many: Many) -> float:
     begun = time.perf_counter_ns()
     request = SendWr(
         WrOpcode.RDMA_READ, sges=[many.mrs[0].sge()], remote_addr=many.mrs[1].addr, rkey=many.mrs[1].rkey

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from softrnic.control.cli import COMMANDS
 from softrnic.control.cli.ask import add_socket
+from softrnic.control.cli.device import add_spin
 from softrnic.errors import SoftRnicError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def add_parser(subparsers: Any) -> None:
     where.add_argument("-d", "--ib-dev", dest="device", metavar="DEV", help="network device, or udp:ADDRESS")
     where.add_argument("--tap", metavar="IP/PREFIX", help="a tap of its own with this address")
     parser.add_argument("--ifname", default="srtap%d", help="name of the tap (default: the next free srtapN)")
+    add_spin(parser)
     add_socket(parser)
     parser.add_argument(
         "--listen", metavar="HOST:PORT", help="take in functions over TCP; or a path: over a unix socket"
@@ -51,7 +53,7 @@ def _open(args: argparse.Namespace) -> Host:
     from softrnic.control.cli.device import open_host, prepare
 
     if not args.tap:
-        return open_host(args.device)
+        return open_host(args.device, spin_ns=args.spin)
     import ipaddress
 
     prepare()
@@ -61,7 +63,7 @@ def _open(args: argparse.Namespace) -> Host:
         address = ipaddress.ip_interface(args.tap)
     except ValueError as error:
         raise SoftRnicError(str(error)) from None
-    return host.open_tap(address, ifname=args.ifname)
+    return host.open_tap(address, ifname=args.ifname, spin_ns=args.spin)
 
 
 async def _serve(host: Host, args: argparse.Namespace) -> None:

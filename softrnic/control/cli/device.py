@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 
+from softrnic.control import SPIN_NS
 from softrnic.control.cli.demo import COMPILING
 from softrnic.control.cli.terminal import progress
 from softrnic.errors import IoError
@@ -11,8 +13,28 @@ from softrnic.errors import IoError
 if TYPE_CHECKING:
     from softrnic.control.host import Host
 
+MAX_SPIN_US = 1_000_000
 
-def open_host(name: str | None, *, address: str | None = None) -> Host:
+def add_spin(parser: argparse.ArgumentParser) -> None:
+    """The option that says how long an idle NIC looks before it sleeps; its value is in nanoseconds."""
+    parser.add_argument(
+        "--spin", type=_spin_ns, default=SPIN_NS, metavar="US",
+        help="an idle NIC polls for at most so many microseconds before it sleeps, and less where that is in vain "
+        f"(default: {SPIN_NS // 1000}; 0: sleeps at once; 1000000: never)",
+    )  # fmt: skip
+
+
+def _spin_ns(text: str) -> int:
+    try:
+        micros = float(text)
+    except ValueError:
+        micros = -1.0
+    if not 0 <= micros <= MAX_SPIN_US:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of microseconds from 0 to {MAX_SPIN_US}")
+    return int(micros * 1000)
+
+
+def open_host(name: str | None, *, address: str | None = None, spin_ns: int = SPIN_NS) -> Host:
     """A host on the device of this name: a network device, or udp:ADDRESS. Everything it runs is compiled.
 
     Without a name it is the device that has `address`, or without that, the first.
@@ -25,8 +47,8 @@ def open_host(name: str | None, *, address: str | None = None) -> Host:
     devices.describe(chosen)  # or an error, before anything takes long
     prepare()
     if chosen.startswith(devices.UDP):
-        return host.open_udp(chosen.removeprefix(devices.UDP), name=chosen)
-    return host.open_raw(chosen, name=chosen)
+        return host.open_udp(chosen.removeprefix(devices.UDP), name=chosen, spin_ns=spin_ns)
+    return host.open_raw(chosen, name=chosen, spin_ns=spin_ns)
 
 
 def prepare() -> None:

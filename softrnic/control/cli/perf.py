@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from softrnic.control.cli.device import add_spin
+
 if TYPE_CHECKING:
     from softrnic.control.host import Host
     from softrnic.control.perf.run import BwResult, Endpoint, LatResult, Options
@@ -55,9 +57,7 @@ def add_parser(subparsers: Any) -> None:
         one.add_argument("-u", "--qp-timeout", type=int, default=14)
         one.add_argument("--report_gbits", action="store_true", help="Gb/s instead of MiB/s")
         one.add_argument("--cpu", default="0,1", help="processors of client and server, or 'none'")
-        one.add_argument(
-            "--spin", type=float, default=50, metavar="US", help="how long an idle NIC polls before it sleeps"
-        )
+        add_spin(one)
         one.add_argument("--ip", type=int, choices=(4, 6), default=4)
         one.add_argument("--json", action="store_true", help="print JSON with perftest's keys")
     parser.set_defaults(run=run)
@@ -113,7 +113,7 @@ def _both_sides(
     from softrnic.control.fabric import best_wire, fabric
     from softrnic.control.perf.run import Endpoint, pin
 
-    with fabric(args.wire or best_wire()[0], ip=args.ip, spin_ns=_spin_ns(args)) as hosts:
+    with fabric(args.wire or best_wire()[0], ip=args.ip, spin_ns=args.spin) as hosts:
         hosts[1].nic.pin(cpus[-1])
         for options in rounds:
             ends = [Endpoint(host, options, seed=i) for i, host in enumerate(hosts)]
@@ -138,15 +138,11 @@ def _passive(end: Endpoint, other: Endpoint, cpu: int | None) -> None:
     end.run_passive(other.local())
 
 
-def _spin_ns(args: argparse.Namespace) -> int:
-    return max(0, int(args.spin * 1000))
-
-
 @contextlib.contextmanager
 def _open(args: argparse.Namespace) -> Iterator[Host]:
     from softrnic.control import host
 
-    device, spin_ns = args.device, _spin_ns(args)
+    device, spin_ns = args.device, args.spin
     udp = device.startswith("udp:")
     with host.open_udp(device[4:], spin_ns=spin_ns) if udp else host.open_raw(device, spin_ns=spin_ns) as opened:
         yield opened
