@@ -46,8 +46,8 @@ class Case:
         return sum(ends) / len(ends)
 
 
-# READ comes last of those in bulk: its data goes the other way, and for some seconds the kernel's lists of free pages are
-# then where they are of no use (docs/performance.md).
+# READ comes last of those in bulk: its data goes the other way, and for some seconds the kernel's lists of free pages
+# are then where they are of no use (docs/performance.md).
 CASES = (
     Case("WRITE 1 MiB", "write_bw", 1 << 20, 3000, "Gb/s", "15.3-15.8", 35, depth=16),
     Case("WRITE 1 MiB, PMTU 1024", "write_bw", 1 << 20, 2000, "Gb/s", "3.8", 22, mtu=1024, depth=16),
