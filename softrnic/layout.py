@@ -74,6 +74,7 @@ MAX_SRQ = 4096
 MAX_MR = 1 << 17
 MAX_AH = 16384
 MAX_GID = 256
+MAX_GROUP = 1024  # attachments of QPs to multicast groups
 MAX_SPACE = 256
 MAX_SLOT = 4096
 MAX_FORWARD = 64
@@ -119,6 +120,14 @@ GID = _record(
         ("mac", "u1", (6,)),
         ("vlan", "i4"),  # -1: untagged
         ("func", "i4"),
+        ("valid", "i4"),
+    ]
+)
+
+GROUP = _record(
+    [
+        ("ip", "u1", (16,)),  # a multicast address
+        ("qp", "i4"),  # attached to it
         ("valid", "i4"),
     ]
 )
@@ -605,6 +614,7 @@ ENGINE = _record(
         ("iov", "i8", (4,)),  # two struct iovec, for memory of another process
         ("word", "i8"),  # an atomic's operand on its way there
         ("ngid", "i4"),
+        ("ngroup", "i4"),
         ("nforward", "i4"),
         ("fwd_prod", "i8"),  # ring of frames to be sent on
         ("fwd_cons", "i8"),
@@ -615,6 +625,7 @@ ENGINE = _record(
         ("doorbells", "u8", (DOORBELL_WORDS,)),
         ("doorbell_any", "u8", ((DOORBELL_WORDS + DOORBELL_BITS - 1) // DOORBELL_BITS,)),
         ("gids", GID, (MAX_GID,)),
+        ("groups", GROUP, (MAX_GROUP,)),
         ("forwards", FORWARD, (MAX_FORWARD,)),
         ("qps", QP, (MAX_QP,)),
         ("avs", AV, (MAX_QP + MAX_AH,)),

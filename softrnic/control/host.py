@@ -17,6 +17,7 @@ from ebpf.shield import Shield, shield
 from netio import arp, neigh, netns, raw, tap, udp
 from netio.arp import NeighbourPort, Neighbours
 from netio.bare import BarePort
+from netio.group import Memberships
 from netio.neigh import LinkInfo
 from netio.port import Port
 from softrnic.control import SPIN_NS
@@ -45,6 +46,7 @@ class Host:
     presence: Presence | None = None
     ns: netns.Namespace | None = None
     shield: Shield | None = None
+    memberships: Memberships | None = None
     functions: list[Function] = field(default_factory=list)
 
     @property
@@ -82,8 +84,9 @@ class Host:
             function.close()
         self.device.close()
         self.nic.close()
-        if self.shield is not None:
-            self.shield.close()
+        for held in (self.memberships, self.shield):
+            if held is not None:
+                held.close()
 
     def __enter__(self) -> Host:
         return self
@@ -141,9 +144,12 @@ def open_raw(
             kept = undo.enter_context(shield(ifname, vlan=vlan))
             inner = NeighbourPort(bare, Neighbours(bare.mac))
             port = wrap(inner)
+        memberships = Memberships(ns, ifname)
         host = _start(name, port, own_addresses(info), info.mac, spin_ns)
         undo.pop_all()
     host.presence, host.ns, host.shield = inner, ns, kept
+    host.memberships = memberships
+    host.device.adapter.hear_group = memberships.hear
     host.device.resolve_mac = lambda gid, ip: _look_up(ns, ifname, ip)
     return host
 
@@ -194,7 +200,14 @@ def open_udp(address: str, *, name: str = "sr0", wrap: Wrap = _no_wrap, spin_ns:
     port = udp.open_udp(address)
     host = _start(name, wrap(port), [ipaddress.ip_address(address)], port.mac, spin_ns)
     host.device.resolve_mac = lambda gid, ip: udp.mac_of(ip.packed)
+    host.device.adapter.hear_group = _hears_none
     return host
+
+
+def _hears_none(group: IpAddress, wanted: bool) -> None:
+    """A UDP socket receives for the one address it is bound to."""
+    if wanted:
+        raise IoError(errno.EOPNOTSUPP, f"a UDP port does not hear group {group}")
 
 
 def on_port(

@@ -311,6 +311,9 @@ class _Loader:
         require(qp.cap == cap, f"{path}.cap", f"{cap} would become {qp.cap}")
         with _at(path):
             self._configure(qp, saved)
+        for i, group in enumerate(saved.groups):
+            with _at(f"{path}.groups[{i}]"):
+                qp.attach_mcast(_ip(group))
         self._fill_requester(qp, saved, f"{path}.req")
         self._fill_responder(qp, saved)
         q = qp.record

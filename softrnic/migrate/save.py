@@ -232,6 +232,7 @@ class Saver:
             max_rd_atomic=int(q["max_rd_atomic"]), max_dest_rd_atomic=int(q["max_dest_rd_atomic"]),
             sqd_notified=bool(q["sqd_notified"]), comm_est=bool(q["comm_est"]), last_wqe=bool(q["last_wqe"]),
             peer_may_stop=qp.peer_may_stop, peer_may_move=qp.peer_may_move,
+            groups=[gid_bytes(group) for group in qp.groups],
         )  # fmt: skip
 
     def requester(self, qp: Qp) -> schema.Requester:

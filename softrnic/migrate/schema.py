@@ -359,6 +359,7 @@ class Qp(_State, frozen=True, kw_only=True):
     used_rnr_retry: U3 | None = None
     peer_may_stop: bool = False
     peer_may_move: bool = False
+    groups: Annotated[list[Ip], Meta(max_length=layout.MAX_GROUP)] = []  # multicast
     req: Requester = Requester()
     resp: Responder = Responder()
 

@@ -16,7 +16,7 @@ from softrnic.qp.forward import forward_frame
 from softrnic.qp.pkt import Pkt
 from softrnic.qp.responder import receive_datagram, receive_request
 from softrnic.qp.stop import hold_request, receive_resume, resumed_elsewhere
-from softrnic.spec import QpState, QpType, Service
+from softrnic.spec import MULTICAST_QPN, QpState, QpType, Service
 from softrnic.wire.frame import LinkError, parse_link
 from softrnic.wire.headers import (
     BTH_LEN,
@@ -33,6 +33,7 @@ from softrnic.wire.headers import (
 from softrnic.wire.icrc import icrc_base, icrc_check
 from softrnic.wire.opcodes import OpFlag, op_ext_len, op_flags
 
+GROUP = -2  # in place of a function: what is for all that are attached to a multicast group
 _SERVICE_MASK = 0xE0
 _RC, _UC, _UD = int(Service.RC), int(Service.UC), int(Service.UD)
 _ID_UNKNOWN = int(FrameFlag.ID_UNKNOWN)
@@ -56,7 +57,9 @@ def receive_frame(eng, rx, slot):
         eng["counters"][reason] += 1
         return
     func = _function_of(eng, buf, link.l3_off, link.is_v6)
-    if func < 0:
+    if func < 0 and i64(eng["ngroup"]) and _is_heard(eng, buf, link.l3_off, link.is_v6):
+        func = GROUP
+    if func < 0 and func != GROUP:
         if i64(eng["nforward"]) == 0 or not forward_frame(eng, rx, slot, link):
             eng["counters"][C.DROP_ADDRESS] += link.nseg
         return
@@ -92,8 +95,19 @@ def _function_of(eng, buf, l3_off, is_v6):
 
 
 @inline
+def _is_heard(eng, buf, l3_off, is_v6):
+    """Whether a QP is attached to the destination address."""
+    at = l3_off + (24 if is_v6 else 16)
+    for i in range(i64(eng["ngroup"])):
+        group = eng["groups"][i]
+        if group["valid"] and same_ip(group["ip"], buf, at, is_v6):
+            return True
+    return False
+
+
+@inline
 def _receive_packet(eng, buf, func, bth, length, l3_off, is_v6):
-    """One packet with a good ICRC: BTH checks, then the QP."""
+    """One packet with a good ICRC: BTH checks, then the QP, or all that are attached to the group."""
     opcode = bth_opcode(buf, bth)
     flags = op_flags(opcode)
     padcnt = bth_padcnt(buf, bth)
@@ -108,19 +122,42 @@ def _receive_packet(eng, buf, func, bth, length, l3_off, is_v6):
     if payload_len < 0 or (payload_len > 0 and flags & OpFlag.PAYLOAD == 0):
         eng["counters"][C.DROP_BTH] += 1
         return
-    index = hash_find(eng["qpn_hash"], qpn_key(func, bth_dqpn(buf, bth)))
-    if index < 0:
-        eng["counters"][C.DROP_QPN] += 1
-        return
-    qp = eng["qps"][index]
-    if not _pkey_matches(bth_pkey(buf, bth), i64(qp["pkey"])):
-        eng["counters"][C.DROP_PKEY] += 1
-        return
     ext = bth + BTH_LEN
     pkt = Pkt(
         opcode, flags, bth_psn(buf, bth), bth_ackreq(buf, bth), bth_se(buf, bth), ext, ext + ext_len, payload_len,
         l3_off, is_v6,
     )  # fmt: skip
+    dqpn = bth_dqpn(buf, bth)
+    if func == GROUP:
+        _to_group(eng, buf, bth, dqpn, pkt)
+        return
+    index = hash_find(eng["qpn_hash"], qpn_key(func, dqpn))
+    if index < 0:
+        eng["counters"][C.DROP_QPN] += 1
+        return
+    _to_qp(eng, buf, bth, index, pkt)
+
+
+@inline
+def _to_group(eng, buf, bth, dqpn, pkt):
+    """A copy to each QP that is attached to the destination address (10.5.2.1)."""
+    if dqpn != MULTICAST_QPN:
+        eng["counters"][C.DROP_QPN] += 1
+        return
+    at = pkt.l3_off + (24 if pkt.is_v6 else 16)
+    for i in range(i64(eng["ngroup"])):
+        group = eng["groups"][i]
+        if group["valid"] and same_ip(group["ip"], buf, at, pkt.is_v6):
+            _to_qp(eng, buf, bth, i64(group["qp"]), pkt)
+
+
+@inline
+def _to_qp(eng, buf, bth, index, pkt):
+    """To a QP, if it is of the packet's partition."""
+    qp = eng["qps"][index]
+    if not _pkey_matches(bth_pkey(buf, bth), i64(qp["pkey"])):
+        eng["counters"][C.DROP_PKEY] += 1
+        return
     _deliver(eng, buf, qp, index, pkt)
 
 

@@ -17,6 +17,7 @@ from softrnic.engine import Engine
 from softrnic.errors import VerbsError
 from softrnic.slab import Pool, Slab
 from softrnic.spec import EventType
+from softrnic.verbs.multicast import Groups
 
 if TYPE_CHECKING:
     from softrnic.verbs.address import Gid, IpAddress
@@ -96,6 +97,8 @@ class Adapter:
         self.kick: Callable[[], None] = _nothing
         self.resolve_mac: Callable[[Gid, IpAddress], bytes] | None = None
         self.fixed_sport: int | None = None
+        self.groups = Groups(self.record)
+        self.hear_group: Callable[[IpAddress, bool], None] | None = None  # of the port: join, or leave
         self._gid_slots: set[int] = set()
         self.spaces: dict[int, AddressSpace] = {}
         self.events_lost = 0

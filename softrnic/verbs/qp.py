@@ -19,7 +19,8 @@ from softrnic.qp.pagewait import FAULT_TIMER_START
 from softrnic.qp.retransmit import CWND_MAX, CWND_START
 from softrnic.slab import Slab
 from softrnic.spec import DEFAULT_PKEY, GSI_QPN, PSN_MASK, Access, Mtu, QpState, QpType, SendFlags, WrOpcode
-from softrnic.verbs.address import gid_bytes
+from softrnic.verbs import multicast
+from softrnic.verbs.address import IpAddress, gid_bytes
 from softrnic.verbs.cq import Cq
 from softrnic.verbs.pd import AhAttr, with_mac, write_av
 from softrnic.verbs.srq import Srq, put_rwqe
@@ -588,6 +589,25 @@ class Qp:
         if self.state == QpState.ERR:
             self.device.ring_doorbell(self.index)  # to be flushed
 
+    # --- multicast (IBTA 10.5.2) ---
+
+    @property
+    def groups(self) -> list[IpAddress]:
+        """The multicast groups it is attached to."""
+        return self.device.adapter.groups.of(self.index) if self.alive else []
+
+    def attach_mcast(self, group: str | IpAddress) -> None:
+        """ibv_attach_mcast: receive what others send to an IP multicast group; again is harmless.
+
+        EINVAL for another QP than UD and for an address that is no group, ENOSPC where too many are attached. What this
+        NIC sends to the group itself does not come back to it.
+        """
+        multicast.attach(self, group)
+
+    def detach_mcast(self, group: str | IpAddress) -> None:
+        """ibv_detach_mcast; EINVAL where it is not attached. Destroying the QP detaches it, too."""
+        multicast.detach(self, group)
+
     # --- end ---
 
     def destroy(self) -> None:
@@ -595,6 +615,8 @@ class Qp:
         device, q = self.device, self.record
         if not self.alive:
             return
+        for group in self.groups:
+            self.detach_mcast(group)
         with device.quiesced():
             admin.forget(device.engine.tables, self.index)
             q["type"] = 0

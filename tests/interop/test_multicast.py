@@ -6,14 +6,14 @@ import numpy as np
 
 from softrnic.control import cm
 from softrnic.spec import MULTICAST_QPN, WcStatus, WrOpcode
-from softrnic.verbs import Access, AhAttr, QpCap, QpState, QpType, SendWr
+from softrnic.verbs import Access, AhAttr, QpCap, QpState, QpType, RecvWr, SendWr, Wc
 from tests.interop.conftest import Case
 from tests.interop.lab import MARKS, MTU
 
 SECTION = "multicast"
 pytestmark = MARKS
 
-COUNT, SIZE = 10, 100
+COUNT, SIZE, GRH = 10, 100, 40
 GROUP = "239.1.2.3"
 ROUTE = "ip route replace 224.0.0.0/4 dev eth0"
 
@@ -46,14 +46,29 @@ def test_we_send_to_a_group(case: Case) -> None:
 
 
 def test_the_guest_sends_to_a_group(case: Case) -> None:
-    """What comes is whole, and refused for its address: queue pairs of ours cannot be attached to a group."""
+    """Two queue pairs of ours are attached, and both have all of it; a third is not, and has nothing."""
     case.lab.set_mtu(MTU)
     case.guest.check(ROUTE)
-    with case.host() as host:
-        case.guest.check(f"mckey -s -m {GROUP} -C {COUNT} -S {SIZE}; sleep 0.2")
-        counters = host.device.counters()
-    assert counters["rcvd_frames"] == counters["drop_address"] > 0
-    case.unsupported("softrnic attaches no queue pair to a multicast group")
+    with case.host() as host, host.device.create_cq(2 * COUNT) as cq, host.device.alloc_pd() as pd:
+        mr = pd.reg_mr(np.zeros(GRH + SIZE, np.uint8), Access.LOCAL_WRITE)
+        qps = [pd.create_qp(QpType.UD, cq, cq, QpCap(max_recv_wr=COUNT)) for _ in range(3)]
+        for qp in qps:
+            qp.modify(QpState.INIT, pkey_index=0, port=1, qkey=cm.UDP_QKEY)
+            qp.modify(QpState.RTR)
+            qp.post_recv([RecvWr([mr.sge()], qp.qpn)] * COUNT)
+        for qp in qps[:2]:
+            qp.attach_mcast(GROUP)
+        ended = case.guest.run(f"mckey -s -m {GROUP} -C {COUNT} -S {SIZE}")
+        assert ended.rc == 0
+        done: list[Wc] = []
+        while len(done) < 2 * COUNT:
+            more = cq.wait(5)
+            assert more, done
+            done += more
+        qps[0].detach_mcast(GROUP)
+    assert {wc.status for wc in done} == {WcStatus.SUCCESS}
+    assert {wc.byte_len for wc in done} == {GRH + SIZE}
+    assert sorted(wc.wr_id for wc in done) == sorted([qps[0].qpn, qps[1].qpn] * COUNT)
 
 
 def test_a_group_of_ipv6(case: Case) -> None:

@@ -14,6 +14,7 @@ from softrnic import layout
 MIGRATED = {
     "AV": "gid_index pdn valid",
     "GID": "ip mac vlan valid",
+    "GROUP": "ip",
     "WQE": "wr_id opcode flags num_sge state status length remote_addr rkey imm compare_add swap ah dqpn qkey "
     "first_psn last_psn ssn bind_mr access",
     "RWQE": "wr_id num_sge",
@@ -32,11 +33,12 @@ MIGRATED = {
     "SPACE": "paged page_shift",
     "SLOT": "addr length",
     "EVENT": "type index",
-    "ENGINE": "gids qps avs cqs srqs mrs wqes rwqes sges cqes rd_res events counters spaces slots",
+    "ENGINE": "gids qps avs cqs srqs mrs wqes rwqes sges cqes rd_res events counters spaces slots groups",
 }
 DERIVED = {
     "AV": "hdr hdr_len l3_off is_v6 icrc_base ip_csum",  # from the path and the GID
     "GID": "func",
+    "GROUP": "qp valid",
     "RWQE": "length",
     "CQ": "prod cons base mask",
     "SRQ": "prod head base mask sge_base",
@@ -46,7 +48,7 @@ DERIVED = {
     "MR": "addr space nranges windows func pinned shift skew held",
     "SPACE": "kind plain first npages slot_first nslots",
     "SLOT": "host pid readonly",
-    "ENGINE": "base ngid event_prod event_cons qpn_hash key_hash",
+    "ENGINE": "base ngid ngroup event_prod event_cons qpn_hash key_hash",
 }
 TRANSIENT = {
     "CQ": "func",

@@ -158,6 +158,18 @@ def test_restored(rich: bytes) -> None:
     assert save(Device("empty"))
 
 
+def test_multicast_groups_come_along() -> None:
+    device, other = Device("a"), Device("b")
+    cq = device.create_cq(4)
+    qp = device.alloc_pd().create_qp(QpType.UD, cq, cq)
+    for group in ("239.1.2.3", "ff0e::1"):
+        qp.attach_mcast(group)
+    device.suspend()
+    made = restore(other, save(device), {})
+    assert made.qps[qp.qpn].groups == qp.groups
+    assert other.record["ngroup"] == 2
+
+
 def test_numbers_go_on(rich: bytes) -> None:
     """New objects get none of the numbers in use."""
     device = Device("other")
@@ -303,6 +315,9 @@ def change(data: bytes, path: str, value: Any) -> bytes:
         ("qps[0].req.sq[0][16]", 0x100, r"\$\.qps\[0\]\.req\.sq\[0\]"),
         ("qps[0].req.sq[1][15]", 0x100, r"\$\.qps\[0\]\.req\.sq\[1\]"),
         ("qps[0].req.sq[0][2]", 10, r"\$\.qps\[0\]\.req\.sq\[0\]"),
+        ("qps[0].groups", [bytes(10) + b"\xff\xff\xef\1\2\3"], r"\$\.qps\[0\]\.groups\[0\]"),  # of an RC QP
+        ("qps[1].groups", [bytes(16)], r"\$\.qps\[1\]\.groups\[0\]"),
+        ("qps[1].groups", [b"short"], r"\$\.qps\[1\]\.groups\[0\]"),
         ("counters.sent_pkts", -1, r"\$\.counters"),
     ],
 )
