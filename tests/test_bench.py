@@ -88,8 +88,8 @@ def test_bars_leave_out_what_is_not_known() -> None:
     assert max(widths) == widths[2]
 
 
+@pytest.mark.jit_only  # processes of their own, compiled
 @pytest.mark.privileged("netns", "tun", "bpf", "xsk")
-@pytest.mark.skipif(not JIT, reason="processes of their own, compiled")
 def test_ports_compared() -> None:
     """Every wire carries every shape, whichever way its frames go, and nothing is merged that was not one flow's."""
     command = [sys.executable, str(ROOT / "tools/bench_ports.py"), "--json", "--seconds", "0.02", "--runs", "1"]
