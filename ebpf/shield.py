@@ -14,7 +14,7 @@ import errno
 import logging
 import socket
 import struct
-from typing import Protocol, Self
+from typing import Self
 
 from ebpf.rules import Rule
 from ebpf.steering import Mode, Steering
@@ -28,17 +28,20 @@ _UDP_GRO = 104  # include/uapi/linux/udp.h
 _DROP_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)  # struct sock_filter: BPF_RET | BPF_K, 0 bytes
 
 
-class Shield(Protocol):
+class Shield:
     """In place until `close()`, or to the end of a `with` block."""
 
-    how: str
+    how = "nothing: another program holds the port, and the host gives it what is ours"
     """By what means, for people."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Take it away; again is harmless."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(self, *exc: object) -> None: ...
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 def shield(ifname: str, *, vlan: bool = False) -> Shield:
@@ -48,12 +51,21 @@ def shield(ifname: str, *, vlan: bool = False) -> Shield:
     except IoError as error:
         if error.errno == errno.ENODEV:
             raise
-        best = HostShield(reason=str(error).splitlines()[0])
+        best = _without_program(str(error).splitlines()[0])
     _log.info("RoCEv2 is kept from the host stack by %s", best.how)
     return best
 
 
-class ProgramShield:
+def _without_program(reason: str) -> Shield:
+    try:
+        return HostShield(reason=reason)
+    except IoError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return Shield()  # where there is a socket, the host does not answer
+
+
+class ProgramShield(Shield):
     """The steering program, and a socket behind it that gets nothing: only for one that asks does GRO merge packets."""
 
     def __init__(self, steering: Steering) -> None:
@@ -66,14 +78,8 @@ class ProgramShield:
     def close(self) -> None:
         self._stack.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-class HostShield:
+class HostShield(Shield):
     """UDP sockets on port 4791 of all addresses of the network namespace. They need no privilege.
 
     A filter drops what they receive before it is queued. Shields of one user's processes share the port. The way
@@ -94,12 +100,6 @@ class HostShield:
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def _families() -> list[socket.AddressFamily]:

@@ -150,6 +150,19 @@ def test_without_privilege_the_shield_is_a_socket(lab: Lab) -> None:
             assert "UDP socket (bpf MAP_CREATE: Operation not permitted)" in said.read()
 
 
+def test_without_privilege_and_port_there_is_nothing_to_shield(lab: Lab) -> None:
+    """Whoever holds the port keeps the host from answering."""
+    with lab.host.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as owner:
+        owner.bind(("", ROCE))
+        child = os.fork()
+        if child == 0:
+            os.setuid(65534)
+            with shield("b0") as made:
+                os._exit(0 if "another program" in made.how else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert not host_answers(lab, vnet_header() + roce(payload=TOKEN * 2), address=DST4)
+
+
 def test_host_shields_share_the_port(lab: Lab) -> None:
     with lab.host.entered(), HostShield(), HostShield():
         assert not host_answers(lab, vnet_header() + roce(payload=TOKEN * 2), address=DST4)

@@ -123,6 +123,8 @@ CASES = (
     ("WRITE 1 MiB, PMTU 1024", Options("write_bw", 1 << 20, 300, tx_depth=16, mtu=1024)),
     ("READ 1 MiB, PMTU 4096", Options("read_bw", 1 << 20, 500, tx_depth=16)),
     ("SEND 1 MiB, PMTU 4096", Options("send_bw", 1 << 20, 500, tx_depth=16)),
+    ("WRITE 64 KiB", Options("write_bw", 1 << 16, 8000)),  # two frames, where a SEND is one
+    ("SEND 64 KiB", Options("send_bw", 1 << 16, 8000)),
     ("WRITE 64 B", Options("write_bw", 64, 200000)),
     ("SEND 64 B", Options("send_bw", 64, 200000)),
 )
