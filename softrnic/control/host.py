@@ -149,7 +149,7 @@ def open_raw(
         undo.pop_all()
     host.presence, host.ns, host.shield = inner, ns, kept
     host.memberships = memberships
-    host.device.adapter.hear_group = memberships.hear
+    host.device.hear_group = memberships.hear
     host.device.resolve_mac = lambda gid, ip: _look_up(ns, ifname, ip)
     return host
 
@@ -200,7 +200,7 @@ def open_udp(address: str, *, name: str = "sr0", wrap: Wrap = _no_wrap, spin_ns:
     port = udp.open_udp(address)
     host = _start(name, wrap(port), [ipaddress.ip_address(address)], port.mac, spin_ns)
     host.device.resolve_mac = lambda gid, ip: udp.mac_of(ip.packed)
-    host.device.adapter.hear_group = _hears_none
+    host.device.hear_group = _hears_none
     return host
 
 

@@ -135,6 +135,8 @@ class Device:
     kick = Shared[Callable[[], None]]()
     # From a destination address to a MAC, for address handles that name none.
     resolve_mac = Shared[Callable[["Gid", IpAddress], bytes] | None]()
+    # Join a multicast group, or leave it: the first QP attaches, the last one has gone.
+    hear_group = Shared[Callable[[IpAddress, bool], None] | None]()
     # A port that cannot choose UDP source ports says which it uses.
     fixed_sport = Shared[int | None]()
     port = Shared[PortAttr]()

@@ -74,7 +74,7 @@ def test_a_full_table(device: Device) -> None:
 
 def test_the_port_hears_what_anybody_hears(device: Device) -> None:
     said: list[tuple[str, bool]] = []
-    device.adapter.hear_group = lambda group, wanted: said.append((str(group), wanted))
+    device.hear_group = lambda group, wanted: said.append((str(group), wanted))
     one, two = make(device), make(device)
     one.attach_mcast(GROUP)
     two.attach_mcast(GROUP)
@@ -90,7 +90,7 @@ def test_a_port_that_cannot_hear(device: Device) -> None:
     def hear(group: object, wanted: bool) -> None:
         raise IoError(errno.EOPNOTSUPP, "a UDP port does not hear groups")
 
-    device.adapter.hear_group = hear
+    device.hear_group = hear
     qp = make(device)
     with pytest.raises(VerbsError, match="UDP port") as refused:
         qp.attach_mcast(GROUP)
